@@ -1,0 +1,1 @@
+"""From a dataset of runs to a statement: probabilities, thresholds, scaling laws and figures."""

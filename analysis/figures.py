@@ -1,0 +1,403 @@
+"""Figures that a paper could print, one function each.
+
+Every function takes datasets and returns a `matplotlib.figure.Figure` that belongs to no window and
+no global state. A figure without the data that it needs says so in an otherwise empty axis.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from analysis.recovery import fitted_probability, is_done, recovery_probability
+from analysis.scaling import LAWS, evaluate
+from analysis.thresholds import alpha_bbp_init
+
+#: Widths of one and of two columns of a physics journal, in inches.
+COLUMN, PAGE = 3.4, 7.0
+
+#: The large-N spectrum assumes a small overlap; beyond this it is not drawn.
+SMALL_OVERLAP = 0.3
+
+_STYLE = mpl.rc_context(
+    {
+        "font.family": "STIXGeneral",
+        "mathtext.fontset": "stix",
+        "font.size": 9,
+        "axes.labelsize": 10,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "legend.handlelength": 1.6,
+        "axes.linewidth": 0.6,
+        "lines.linewidth": 1.1,
+        "lines.markersize": 3.6,
+        "xtick.direction": "in",
+        "ytick.direction": "in",
+        "xtick.top": True,
+        "ytick.right": True,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "pdf.fonttype": 42,
+    }
+)
+# Okabe and Ito's colours, told apart with any colour vision.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
+_MARKERS = "osD^vPX<>*"
+_LAW_LOOKS = dict(zip(LAWS, ((_BLUE, "-"), (_ORANGE, "--")), strict=True))
+_LAW_TEXTS = {
+    "linear": r"$A + B\,\log N$",
+    "inverse": r"$\alpha_\infty - A/\log N$",
+}
+
+
+@_STYLE
+def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -> Figure:
+    """Draw P(recovery) against alpha for every N, with fits and the threshold of the start.
+
+    Parameters
+    ----------
+    ds
+        The sweep's dataset; its attributes tell the loss's a and t_max.
+    probability
+        What `analysis.recovery.recovery_probability` returned for it.
+    half
+        What `analysis.recovery.alpha_half` returned for it.
+
+    Returns
+    -------
+    Figure
+        One column wide. Bars are the intervals of `probability`, curves the binomial fits; the
+        vertical line is alpha_bbp_init(a).
+    """
+    descent = ds.attrs["sweep"]["descent"]
+    figure, axes = _panels(1, COLUMN, 3.0)
+    axis = axes[0]
+    counted = probability["runs"].sum("alpha")
+    shown = [N for N in probability["N"].values if counted.sel(N=N) > 0]
+    if not shown:
+        return _empty(figure, axis, "no cell of the sweep is done")
+
+    for N, color, marker in zip(shown, _colors(len(shown)), _cycle(len(shown)), strict=True):
+        points = probability.sel(N=N)
+        points = points.isel(alpha=(points["runs"] > 0).values)
+        alpha, value = points["alpha"].values, points["probability"].values
+        below, above = value - points["lower"].values, points["upper"].values - value
+        axis.errorbar(
+            alpha,
+            value,
+            # Where P is 0 or 1 the interval's end may pass it by a rounding error.
+            yerr=np.maximum([below, above], 0),
+            color=color,
+            marker=marker,
+            linestyle="none",
+            elinewidth=0.8,
+            label=f"{N}",
+        )
+        grid = np.linspace(alpha.min(), alpha.max(), 200)
+        axis.plot(grid, fitted_probability(half.sel(N=[N]), grid)[0], color=color)
+
+    axis.axhline(0.5, color=_GREY, linewidth=0.6, linestyle=":")
+    threshold = alpha_bbp_init(descent["a"])
+    axis.axvline(threshold, color=_ORANGE, linewidth=0.9, linestyle="--")
+    axis.annotate(
+        rf"$\alpha_\mathrm{{BBP}}^\mathrm{{init}} = {threshold:.2f}$",
+        (threshold, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        color=_ORANGE,
+        ha="center",
+    )
+    axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")
+    axis.set_ylabel(rf"$P(\mathrm{{recovery\ by}}\ t = {descent['t_max']:g})$")
+    axis.set_ylim(-0.04, 1.04)
+    figure.legend(loc="outside upper center", ncols=min(len(shown), 5), title="$N$", **_TIGHT)
+    return figure
+
+
+_TIGHT = {"columnspacing": 1.0, "handletextpad": 0.3, "borderpad": 0.1}
+
+
+@_STYLE
+def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) -> Figure:  # noqa: N802
+    """Draw alpha_half against log N with the fitted laws and their errors.
+
+    Parameters
+    ----------
+    half
+        What `analysis.recovery.alpha_half` returned.
+    laws
+        What `analysis.scaling.fit_log_laws` returned.
+    a
+        The loss's regulariser, for alpha_bbp_init.
+
+    Returns
+    -------
+    Figure
+        One column wide. Bars and bands are one standard error; laws go on, lighter, beyond the N
+        that were fitted. alpha_bbp_init is a line if near the data, otherwise an arrow to it.
+    """
+    figure, axes = _panels(1, COLUMN, 2.7)
+    axis = axes[0]
+    points = half.isel(N=half["alpha_half"].notnull().values)
+    if not points.sizes["N"]:
+        notes = zip(half["N"].values, half["note"].values, strict=True)
+        return _empty(figure, axis, *(f"N = {N}: {note}" for N, note in notes))
+
+    N = points["N"].values
+    grid = np.geomspace(N.min() / 1.4, N.max() * 4, 200)
+    inside = (grid >= N.min()) & (grid <= N.max())
+    for law, (color, style) in _LAW_LOOKS.items():
+        curve = evaluate(laws, law, grid)
+        value, error = curve["alpha_half"].values, curve["standard_error"].values
+        if np.isnan(value).any():
+            continue
+        axis.fill_between(grid, value - error, value + error, color=color, alpha=0.13, linewidth=0)
+        axis.plot(grid, value, color=color, linestyle=style, alpha=0.45)
+        axis.plot(
+            grid[inside], value[inside], color=color, linestyle=style, label=_LAW_TEXTS[law]
+        )
+    axis.errorbar(
+        N,
+        points["alpha_half"].values,
+        yerr=points["standard_error"].fillna(0).values,
+        color="black",
+        marker="o",
+        linestyle="none",
+        elinewidth=0.9,
+        capsize=2,
+        zorder=3,
+    )
+    _draw_init_level(axis, alpha_bbp_init(a))
+    axis.set_xscale("log")
+    axis.set_xlim(grid[0], grid[-1])
+    _tick_at(axis, N)
+    axis.set_xlabel(r"dimension $N$ (log scale)")
+    axis.set_ylabel(r"$\alpha_{1/2}$, where $P(\mathrm{recovery}) = 1/2$")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="upper left")
+    return figure
+
+
+@_STYLE
+def one_run(
+    ds: xr.Dataset,
+    *,
+    alpha: float | None = None,
+    N: int | None = None,
+    seed: int | None = None,
+) -> Figure:
+    """Draw one run's story: overlap, energy and the Hessian's lowest eigenvalues against time.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset.
+    alpha, N, seed
+        The cell; what is None is chosen. A probed cell is preferred, then the largest N, a run
+        that recovered, P(recovery) between 0.5 and 0.9, and an outlier that dies on the way.
+
+    Returns
+    -------
+    Figure
+        One column wide, of the cell's first start, the one that is probed. Theory is the large-N
+        spectrum from the labels, drawn while abs(m) <= 0.3, where it holds. The time axis is
+        linear from 0 to the first recorded time after it, and logarithmic from there.
+
+    Raises
+    ------
+    ValueError
+        If `alpha`, `N` or `seed` is not a value of the sweep.
+    """
+    figure, axes = _panels(3, COLUMN, 5.0)
+    cell = _choose_run(ds, {"alpha": alpha, "N": N, "seed": seed})
+    if cell is None:
+        return _empty(figure, axes[1], "no cell that was asked for is done", others=axes)
+    run = ds.sel(cell).isel(start=0)
+    names = [v for v in (*_SERIES, "lambda_min") if v in run]
+    run = run[[*names, "recovered", "recovery_time"]].load()
+    run = run.isel(time=(run["overlap"].notnull()).values)
+    if not run.sizes["time"]:
+        return _empty(figure, axes[1], "the run has no recorded time", others=axes)
+
+    time, overlap = run["time"].values, np.abs(run["overlap"].values)
+    axes[0].plot(time, overlap, color=_BLUE)
+    axes[0].axhline(1 / math.sqrt(cell["N"]), color=_GREY, linewidth=0.6, linestyle=":")
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel(r"overlap $|m|$")
+    axes[1].plot(time, run["energy"].values, color=_BLUE)
+    axes[1].set_ylabel(r"energy $E$")
+    _draw_spectrum(axes[2], run.assign(small=("time", overlap <= SMALL_OVERLAP)))
+    _time_axis(axes, time)
+    axes[0].set_title(_caption(ds, cell, run), fontsize=9)
+    return figure
+
+
+_SERIES = ("overlap", "energy", "bulk_edge", "outlier")
+
+
+def save(figure: Figure, path_without_suffix: Path | str) -> tuple[Path, Path]:
+    """Write a figure as PNG (300 dots per inch) and PDF, the same bytes for the same figure.
+
+    Parameters
+    ----------
+    figure
+        Any figure of this module.
+    path_without_suffix
+        Where; ``.png`` and ``.pdf`` are appended.
+
+    Returns
+    -------
+    tuple of Path
+        The PNG and the PDF.
+    """
+    png, pdf = (Path(f"{path_without_suffix}{suffix}") for suffix in (".png", ".pdf"))
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(png, dpi=300, metadata={"Software": None})
+        figure.savefig(pdf, metadata={"CreationDate": None})
+    return png, pdf
+
+
+def _panels(rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make panels above one another that share their horizontal axis."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    return figure, list(axes)
+
+
+def _empty(figure: Figure, axis: Axes, *lines: str, others: Sequence[Axes] = ()) -> Figure:
+    """Say in an empty axis why there is nothing to see."""
+    for panel in {axis, *others}:
+        panel.set_axis_off()
+    text = "\n".join(("Nothing to draw:", *lines))
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", wrap=True)
+    return figure
+
+
+def _colors(count: int) -> list[Any]:
+    """Colours in the order of N, dark to light, in any colour vision and in print."""
+    return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, count)))
+
+
+def _cycle(count: int) -> list[str]:
+    return [_MARKERS[k % len(_MARKERS)] for k in range(count)]
+
+
+def _draw_init_level(axis: Axes, threshold: float) -> None:
+    """Draw alpha_bbp_init as a line if that leaves the data room, else point to where it is."""
+    low, high = axis.get_ylim()
+    text = rf"$\alpha_\mathrm{{BBP}}^\mathrm{{init}} = {threshold:.2f}$"
+    if low - 0.4 * (high - low) < threshold < high + 0.4 * (high - low):
+        axis.axhline(threshold, color=_GREEN, linewidth=0.9, linestyle="-.")
+        place, where, arrow = (0.98, threshold), axis.get_yaxis_transform(), ""
+    else:
+        place, where = (0.98, 0.03 if threshold < low else 0.9), axis.transAxes
+        arrow = r"$\downarrow$ " if threshold < low else r"$\uparrow$ "
+    axis.text(*place, arrow + text, transform=where, color=_GREEN, ha="right", va="bottom")
+
+
+def _tick_at(axis: Axes, N: NDArray[np.integer[Any]]) -> None:
+    """Put the ticks of a logarithmic axis at the values of N themselves."""
+    axis.xaxis.set_major_locator(FixedLocator(N.tolist()))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _choose_run(ds: xr.Dataset, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Pick the cell that tells the story best among those that agree with what was asked."""
+    for name, value in asked.items():
+        if value is not None and value not in ds[name].values:
+            held = ", ".join(f"{v:g}" for v in ds[name].values)
+            raise ValueError(f"{name} must be a value of the sweep, one of {held}; got {value}.")
+    fixed = {name: [value] for name, value in asked.items() if value is not None}
+    probability = recovery_probability(ds)["probability"]
+    chosen = ds.sel(fixed)
+    first = chosen.isel(start=0)
+    small = abs(first["overlap"]) <= SMALL_OVERLAP
+    alive = first["outlier"].notnull()
+    merit = xr.Dataset(
+        {
+            "done": is_done(chosen),
+            "probed": _is_probed(chosen),
+            "large": chosen["N"],
+            "recovered": first["recovered"] == 1,
+            "typical": (probability.sel({k: v for k, v in fixed.items() if k != "seed"}) - 0.7)
+            .pipe(np.abs)
+            <= 0.2 + 1e-9,
+            "dies": alive.isel(time=0, drop=True) & (small & ~alive).any("time"),
+        }
+    )
+    table = merit.to_dataframe(dim_order=["alpha", "N", "seed"]).query("done")
+    if table.empty:
+        return None
+    best = table.sort_values(list(merit.data_vars), ascending=False, kind="stable").index[0]
+    return dict(zip(("alpha", "N", "seed"), best, strict=True))
+
+
+def _is_probed(ds: xr.Dataset) -> xr.DataArray:
+    if "lambda_min" not in ds:
+        return xr.zeros_like(ds["status"], dtype=bool)
+    probed: xr.DataArray = ds["lambda_min"].notnull().any(["time", "mode"])
+    return probed
+
+
+def _draw_spectrum(axis: Axes, run: xr.Dataset) -> None:
+    """Draw the lowest eigenvalues as markers over edge and outlier of the theory."""
+    time, small = run["time"].values, run["small"].values
+    axis.axhline(0, color=_GREY, linewidth=0.6, linestyle=":")
+    edge, outlier = (run[name].where(run["small"]).values for name in ("bulk_edge", "outlier"))
+    axis.plot(time, edge, color=_BLUE, label="bulk edge, theory")
+    axis.plot(time, outlier, color=_ORANGE, linestyle="--", label="outlier, theory")
+    gone = np.flatnonzero(np.isnan(outlier) & small)
+    if gone.size and not np.isnan(outlier[0]):
+        axis.axvline(time[gone[0]], color=_GREY, linewidth=0.6, linestyle="--")
+    if "lambda_min" in run:
+        probes = run["lambda_min"].dropna("time", how="all")
+        for k, mode in enumerate(probes["mode"].values):
+            axis.plot(
+                probes["time"].values,
+                probes.sel(mode=mode).values,
+                color="black",
+                markerfacecolor="none" if k else "black",
+                marker="o",
+                markersize=3,
+                linestyle="none",
+                label=("lowest eigenvalue", "next ones")[k] if k < 2 else None,
+            )
+    axis.set_ylabel(r"eigenvalue $\lambda$")
+    axis.legend(loc="best")
+
+
+def _time_axis(axes: Sequence[Axes], time: NDArray[np.floating[Any]]) -> None:
+    """Show t = 0 on a logarithmic axis: linear up to the first time after it."""
+    positive = time[time > 0]
+    axis = axes[-1]
+    if positive.size:
+        axis.set_xscale("symlog", linthresh=positive[0], linscale=0.4)
+        decades = np.arange(math.ceil(math.log10(positive[0])), math.log10(positive[-1]) + 1)
+        axis.xaxis.set_major_locator(FixedLocator([0.0, *10.0**decades]))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlim(-0.15 * positive[0], positive[-1] * 1.15)
+    axis.set_xlabel(r"time $t$ = learning rate $\times$ step")
+
+
+def _caption(ds: xr.Dataset, cell: dict[str, Any], run: xr.Dataset) -> str:
+    ended = (
+        f"recovered at $t = {float(run['recovery_time']):.3g}$"
+        if run["recovered"] == 1
+        else "not recovered"
+    )
+    a = ds.attrs["sweep"]["descent"]["a"]
+    return (
+        rf"$\alpha = {cell['alpha']:g}$, $N = {cell['N']}$, $a = {a:g}$, "
+        f"seed {cell['seed']}: {ended}"
+    )

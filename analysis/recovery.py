@@ -1,0 +1,330 @@
+"""P(recovery) and alpha_half, the alpha at which it is 1/2, with errors that know the matrix.
+
+All starts of one (alpha, N, seed) share a sensing matrix, and all alphas of one seed share the rows
+of it. Runs are therefore not independent: the matrix, named by its seed, is the cluster.
+
+A run counts as recovered only if its recorded outcome says so. Trapped, undecided and diverged runs
+count as not recovered within the sweep's t_max. Cells whose status is not done do not count at all.
+"""
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import statsmodels.api as sm
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.tools.sm_exceptions import ModelWarning
+
+#: With fewer alphas the two parameters of the curve are not tested by anything.
+FEWEST_ALPHAS = 3
+
+
+def is_done(ds: xr.Dataset) -> xr.DataArray:
+    """Tell which cells are complete, by the CF flags of ``status``.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset; ``status`` is (alpha, N, seed).
+
+    Returns
+    -------
+    xr.DataArray
+        (alpha, N, seed), boolean. Missing and failed cells are False.
+    """
+    meanings = str(ds["status"].attrs["flag_meanings"]).split()
+    done: xr.DataArray = ds["status"] == ds["status"].attrs["flag_values"][meanings.index("done")]
+    return done
+
+
+def recovery_probability(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
+    """Share of the runs that recovered the signal, with an interval clustered by matrix.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset: ``status`` (alpha, N, seed), ``recovered`` (alpha, N, seed, start).
+        Only cells that are done count. Undecided and diverged runs count as not recovered.
+    confidence
+        Probability that the interval holds the true value, between 0 and 1.
+
+    Returns
+    -------
+    xr.Dataset
+        (alpha, N): ``probability``, ``lower``, ``upper``, ``runs``, ``matrices``;
+        (N,): ``design_effect``. All dimensionless; NaN where no cell is done.
+
+    Raises
+    ------
+    ValueError
+        If `confidence` does not lie between 0 and 1.
+
+    Notes
+    -----
+    Wilson's interval for an effective number of runs: n / design effect, reduced further by
+    Student's t for the number of matrices (Korn and Graubard, Survey Methodology 24, 1998). The
+    design effect, the variance of P over that of independent runs, is pooled over alpha at each N,
+    so that it exists where P is 0 or 1. The effective number lies between that of matrices, which
+    is what is left if all starts on a matrix end alike, and that of runs. With one matrix it is 1.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
+    count = _count(ds)
+    runs, matrices = count["runs"].sum("seed"), (count["runs"] > 0).sum("seed")
+    recovered = count["recovered"].sum("seed")
+    probability = recovered / runs.where(runs > 0)
+
+    residual = count["recovered"] - probability * count["runs"]
+    correction = matrices / (matrices - 1).where(matrices > 1)
+    between = ((residual**2).sum("seed") * correction).sum("alpha")
+    independent = (probability * (1 - probability) * runs).where(matrices > 1).sum("alpha")
+    design_effect = between / independent.where(independent > 0)
+
+    tail = (1 + confidence) / 2
+    student = xr.apply_ufunc(stats.t.ppf, tail, matrices.where(matrices > 1) - 1)
+    effective = runs / design_effect * (stats.norm.ppf(tail) / student) ** 2
+    effective = effective.fillna(matrices).clip(matrices, runs).where(runs > 0)
+    lower, upper = xr.apply_ufunc(
+        proportion_confint,
+        probability * effective,
+        effective,
+        kwargs={"alpha": 1 - confidence, "method": "wilson"},
+        output_core_dims=[[], []],
+    )
+    percent = f"{100 * confidence:g} %"
+    return _labelled(
+        {
+            "probability": (probability, "probability of recovery within t_max"),
+            "lower": (lower, f"lower end of the {percent} interval of the probability"),
+            "upper": (upper, f"upper end of the {percent} interval of the probability"),
+            "runs": (runs, "number of runs counted"),
+            "matrices": (matrices, "number of sensing matrices counted"),
+            "design_effect": (design_effect, "variance of P over that of independent runs"),
+        },
+        ds,
+        confidence=confidence,
+    )
+
+
+def alpha_half(ds: xr.Dataset) -> xr.Dataset:
+    """Fit P(recovery) = logistic(intercept + slope log alpha) at each N and solve it for P = 1/2.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset: ``status`` (alpha, N, seed), ``recovered`` (alpha, N, seed, start).
+        Only cells that are done count. Undecided and diverged runs count as not recovered.
+
+    Returns
+    -------
+    xr.Dataset
+        (N,), all dimensionless:
+
+        - ``alpha_half``, ``standard_error``: the alpha where P = 1/2, and its error;
+        - ``intercept``, ``slope``: of the log odds of recovery in log alpha;
+        - ``width``: distance in alpha between P = 1/4 and P = 3/4;
+        - ``dispersion``: Pearson's chi2 per degree of freedom over cells (alpha, seed); near 1
+          if the curve holds and the matrices do not differ;
+        - ``misfit``: the same over alphas, matrices taken together; what the eye sees;
+        - ``alphas``, ``matrices``, ``runs``: how many were used;
+        - ``note``: empty, or why there is no alpha_half (or no error). It is then NaN.
+
+    Notes
+    -----
+    Binomial regression by statsmodels' GLM. The covariance is the sandwich with the seed as its
+    cluster, since one seed's matrices share their rows at all alphas. The error of alpha_half
+    follows from it by the delta method. As matrices can only add to the variance of independent
+    runs, the error is never taken smaller than that of independent runs: with few matrices
+    the sandwich often comes out too small by chance, which would give its N too much weight.
+    """
+    count = _count(ds)
+    fits = [_fit(count.sel(N=N)) for N in ds["N"].values]
+
+    def column(name: str) -> xr.DataArray:
+        return xr.DataArray([getattr(fit, name) for fit in fits], dims="N", coords={"N": ds["N"]})
+
+    return _labelled({name: (column(name), text) for name, text in _FIT_TEXTS.items()}, ds)
+
+
+def fitted_probability(half: xr.Dataset, alpha: NDArray[np.floating[Any]]) -> xr.DataArray:
+    """Evaluate the curves fitted by `alpha_half`.
+
+    Parameters
+    ----------
+    half
+        What `alpha_half` returned.
+    alpha
+        (n,), > 0, dimensionless.
+
+    Returns
+    -------
+    xr.DataArray
+        (N, alpha), between 0 and 1; NaN at an N without a fit.
+    """
+    log_alpha = xr.DataArray(np.log(alpha), dims="alpha", coords={"alpha": alpha})
+    log_odds = half["intercept"] + half["slope"] * log_alpha
+    curve: xr.DataArray = xr.apply_ufunc(stats.logistic.cdf, log_odds)
+    return curve.assign_attrs(long_name="fitted probability of recovery", units="1")
+
+
+_FIT_TEXTS = {
+    "alpha_half": "alpha at which half of the runs recover",
+    "standard_error": "standard error of alpha_half, clustered by matrix",
+    "intercept": "log odds of recovery at alpha = 1",
+    "slope": "change of the log odds of recovery per unit of log alpha",
+    "width": "distance in alpha between P = 1/4 and P = 3/4",
+    "dispersion": "Pearson chi2 per degree of freedom over (alpha, matrix)",
+    "misfit": "Pearson chi2 per degree of freedom over alpha",
+    "alphas": "number of alphas used",
+    "matrices": "number of sensing matrices used",
+    "runs": "number of runs used",
+    "note": "why a value is missing",
+}
+
+
+class _Fit(NamedTuple):
+    """One N's row of `alpha_half`."""
+
+    note: str
+    alphas: int
+    matrices: int
+    runs: int
+    alpha_half: float = math.nan
+    standard_error: float = math.nan
+    intercept: float = math.nan
+    slope: float = math.nan
+    width: float = math.nan
+    dispersion: float = math.nan
+    misfit: float = math.nan
+
+
+def _count(ds: xr.Dataset) -> xr.Dataset:
+    """Count ``runs`` and those ``recovered`` in every done cell, (alpha, N, seed)."""
+    counted = ds["recovered"].where(is_done(ds))
+    return xr.Dataset({"runs": counted.notnull().sum("start"), "recovered": counted.sum("start")})
+
+
+def _fit(count: xr.Dataset) -> _Fit:
+    """Regress one N's counts (alpha, seed) on log alpha."""
+    cells = count.stack(cell=("alpha", "seed"))
+    cells = cells.isel(cell=cells["runs"].values > 0)
+    alpha, seed = cells["alpha"].values, cells["seed"].values
+    runs, recovered = cells["runs"].values, cells["recovered"].values
+    size = {
+        "alphas": np.unique(alpha).size,
+        "matrices": np.unique(seed).size,
+        "runs": int(runs.sum()),
+    }
+    note = _why_no_curve(alpha, recovered, runs)
+    if note:
+        return _Fit(note, **size)
+
+    fit, *clustered = _regress(alpha, recovered, runs, seed)
+    if not fit.converged:
+        return _Fit("the binomial regression did not converge: add runs", **size)
+    intercept, slope = fit.params
+    at = math.exp(-intercept / slope) if slope > 0 else math.nan
+    if not alpha.min() <= at <= alpha.max():
+        return _Fit(
+            f"P does not rise through 1/2 between alpha = {alpha.min():g} and {alpha.max():g}: "
+            "widen the range of alpha",
+            **size,
+        )
+
+    # d alpha_half / d (intercept, slope), from alpha_half = exp(-intercept / slope)
+    gradient = at / slope * np.array([-1.0, intercept / slope])
+    variance = max(gradient @ result.cov_params() @ gradient for result in (fit, *clustered))
+    if not clustered:
+        note, variance = "a single matrix tells no error: add seeds", math.nan
+
+    return _Fit(
+        note,
+        **size,
+        alpha_half=at,
+        standard_error=math.sqrt(variance),
+        intercept=intercept,
+        slope=slope,
+        width=2 * at * math.sinh(math.log(3) / slope),
+        dispersion=_per_degree(fit.pearson_chi2, fit.df_resid),
+        misfit=_misfit(alpha, recovered, runs, fit.fittedvalues),
+    )
+
+
+def _why_no_curve(
+    alpha: NDArray[np.floating[Any]],
+    recovered: NDArray[np.floating[Any]],
+    runs: NDArray[np.integer[Any]],
+) -> str:
+    """Say why the regression's maximum likelihood does not exist; empty if it does."""
+    if not runs.size:
+        return "no cell is done"
+    success, failure = alpha[recovered > 0], alpha[recovered < runs]
+    if not success.size:
+        return f"no run recovered up to alpha = {alpha.max():g}: add larger alphas"
+    if not failure.size:
+        return f"every run recovered from alpha = {alpha.min():g} on: add smaller alphas"
+    if np.unique(alpha).size < FEWEST_ALPHAS:
+        return f"fewer than {FEWEST_ALPHAS} alphas are done: add alphas"
+    if failure.max() <= success.min():
+        return (
+            f"P is 0 below alpha = {success.min():g} and 1 above alpha = {failure.max():g}, "
+            "too steep to fit: add alphas there, or runs"
+        )
+    if success.max() <= failure.min():
+        return "P falls with alpha: no curve that rises fits"
+    return ""
+
+
+def _regress(
+    alpha: NDArray[np.floating[Any]],
+    recovered: NDArray[np.floating[Any]],
+    runs: NDArray[np.integer[Any]],
+    seed: NDArray[Any],
+) -> list[Any]:
+    """Fit the logistic curve; with two matrices or more, also with the clustered covariance."""
+    endog = np.column_stack([recovered, runs - recovered])
+    model = sm.GLM(endog, sm.add_constant(np.log(alpha)), family=sm.families.Binomial())
+    with warnings.catch_warnings():
+        # Separation is excluded before; statsmodels also warns of it when a curve fits exactly.
+        warnings.simplefilter("ignore", ModelWarning)
+        results = [model.fit()]
+        if np.unique(seed).size > 1:
+            results.append(model.fit(cov_type="cluster", cov_kwds={"groups": seed}))
+    return results
+
+
+def _misfit(
+    alpha: NDArray[np.floating[Any]],
+    recovered: NDArray[np.floating[Any]],
+    runs: NDArray[np.integer[Any]],
+    probability: NDArray[np.floating[Any]],
+) -> float:
+    """Pearson's chi2 per degree of freedom of the totals at each alpha."""
+    _, place = np.unique(alpha, return_inverse=True)
+    surplus = np.bincount(place, recovered - runs * probability)
+    variance = np.bincount(place, runs * probability * (1 - probability))
+    return _per_degree(float(np.sum(surplus**2 / variance)), variance.size - 2)
+
+
+def _per_degree(chi2: float, degrees_of_freedom: float) -> float:
+    return float(chi2 / degrees_of_freedom) if degrees_of_freedom > 0 else math.nan
+
+
+def _labelled(
+    variables: dict[str, tuple[xr.DataArray, str]], ds: xr.Dataset, **attrs: Any
+) -> xr.Dataset:
+    """Collect results with their texts; coordinates keep the attributes of the sweep's."""
+    labelled = xr.Dataset(
+        {
+            name: value.assign_attrs(long_name=text, units="1")
+            for name, (value, text) in variables.items()
+        },
+        attrs=attrs,
+    )
+    for name in labelled.coords:
+        labelled[name].attrs = dict(ds[name].attrs)
+    return labelled

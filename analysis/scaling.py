@@ -1,0 +1,264 @@
+"""How alpha_half grows with log N: the laws, fitted and put into words.
+
+Near m = 0 the overlap, 1/sqrt(N) at the start, grows by a factor independent of N before the
+Hessian's outlier dies. So the alpha that half of the runs need moves with log N (arXiv:2403.02418).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from lmfit import Model
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.optimize import approx_fprime
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law alpha_half(N): its formula, its function of (N, *parameters), a guess of each."""
+
+    formula: str
+    function: Callable[..., Array]
+    guess: dict[str, float]
+
+
+def _linear(N: Array, A: float, B: float) -> Array:
+    return A + B * np.log(N)
+
+
+def _inverse(N: Array, alpha_inf: float, A: float) -> Array:
+    return alpha_inf - A / np.log(N)
+
+
+#: The laws by name. Another law is another entry; everything below follows from it.
+LAWS = {
+    "linear": Law("A + B log N", _linear, {"A": 1.0, "B": 0.3}),
+    "inverse": Law("alpha_inf - A / log N", _inverse, {"alpha_inf": 6.0, "A": 10.0}),
+}
+
+#: A difference of chi2 that tells two laws apart: one is then exp(6 / 2) = 20 times likelier.
+DECISIVE = 6.0
+
+#: Below this probability of so large a chi2, a law is said not to fit.
+UNLIKELY = 0.01
+
+#: Where the laws are extrapolated to when they are described.
+FAR_N = 10**6
+
+
+def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
+    """Fit every law to alpha_half(N), weighted by the standard errors.
+
+    Parameters
+    ----------
+    alpha_half
+        What `analysis.recovery.alpha_half` returned: ``alpha_half`` and ``standard_error`` (N,).
+        An N without both is left out.
+
+    Returns
+    -------
+    xr.Dataset
+        Dims law, parameter, other (the parameters again) and fitted_N (the N that were used). NaN
+        where a law has no such parameter or could not be fitted:
+
+        - ``value``, ``error`` (law, parameter), ``covariance`` (law, parameter, other);
+        - ``chi2``, ``degrees_of_freedom`` (law,): squared residuals in units of the errors;
+        - ``formula``, ``note`` (law,): the law in words; why it could not be fitted, or empty.
+
+    Notes
+    -----
+    Least squares by lmfit. The errors of alpha_half are taken as known: the parameters' errors
+    are not rescaled by chi2, so a law that does not fit shows it in its chi2. Different N share no
+    matrix, so their errors are independent.
+    """
+    known = alpha_half["alpha_half"].notnull() & (alpha_half["standard_error"] > 0)
+    points = alpha_half.isel(N=known.values)
+    parameters = list(dict.fromkeys(name for law in LAWS.values() for name in law.guess))
+    fits = [_fit(law, points, parameters) for law in LAWS.values()]
+    return xr.concat(fits, dim="law").assign_coords(
+        law=("law", list(LAWS), {"long_name": "law of alpha_half(N)", "units": "1"}),
+        parameter=("parameter", parameters, {"long_name": "parameter of a law", "units": "1"}),
+        other=("other", parameters, {"long_name": "parameter of a law", "units": "1"}),
+        fitted_N=("fitted_N", points["N"].values, {"long_name": "N that was fitted", "units": "1"}),
+    )
+
+
+def evaluate(laws: xr.Dataset, law: str, N: ArrayLike) -> xr.Dataset:
+    """Evaluate a fitted law, with the standard error that its parameters leave.
+
+    Parameters
+    ----------
+    laws
+        What `fit_log_laws` returned.
+    law
+        The name of a law, one of `LAWS`.
+    N
+        (n,), > 1, dimensionless; may lie outside the range that was fitted.
+
+    Returns
+    -------
+    xr.Dataset
+        (N,): ``alpha_half``, ``standard_error``; NaN if the law could not be fitted.
+
+    Raises
+    ------
+    ValueError
+        If there is no law of that name.
+    """
+    if law not in LAWS:
+        raise ValueError(f"law must be one of {', '.join(LAWS)}; got {law!r}.")
+    at = np.atleast_1d(np.asarray(N, dtype=float))
+    names = list(LAWS[law].guess)
+    value = laws["value"].sel(law=law, parameter=names).values
+    covariance = laws["covariance"].sel(law=law, parameter=names, other=names).values
+
+    def curve(parameters: Array) -> Array:
+        return LAWS[law].function(at, *parameters)
+
+    slopes = approx_fprime(value, curve).reshape(at.size, len(names))
+    variance = np.einsum("np,pq,nq->n", slopes, covariance, slopes)
+    return xr.Dataset(
+        {
+            "alpha_half": ("N", curve(value), {"long_name": f"alpha_half by {law}", "units": "1"}),
+            "standard_error": (
+                "N",
+                np.sqrt(variance),
+                {"long_name": f"standard error of alpha_half by {law}", "units": "1"},
+            ),
+        },
+        coords={"N": ("N", at, {"long_name": "dimension", "units": "1"})},
+    )
+
+
+def describe(laws: xr.Dataset) -> str:
+    """Say in plain language what the fits are, and how much the range of N can tell.
+
+    Parameters
+    ----------
+    laws
+        What `fit_log_laws` returned.
+
+    Returns
+    -------
+    str
+        A few lines of text; which law is preferred, if any, and what each says of N = 10^6.
+    """
+    N = laws["fitted_N"].values
+    fitted = [law for law in laws["law"].values if not laws["note"].sel(law=law).item()]
+    if not fitted:
+        return f"No law of alpha_half(N) was fitted: {laws['note'].values[0]}."
+    lines = [
+        f"alpha_half at {N.size} values of N from {N.min():.0f} to {N.max():.0f}: "
+        f"log N from {math.log(N.min()):.2f} to {math.log(N.max()):.2f}, "
+        f"a factor of {math.log(N.max()) / math.log(N.min()):.2f}."
+    ]
+    lines += [_describe_law(laws, law) for law in fitted]
+    lines += [_describe_growth(laws), _describe_choice(laws.sel(law=fitted))]
+    return "\n".join(lines)
+
+
+def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
+    """Fit one law; a row of `fit_log_laws`."""
+    names = list(law.guess)
+    value = xr.DataArray(
+        np.full(len(parameters), math.nan), dims="parameter", coords={"parameter": parameters}
+    )
+    covariance = value * value.rename(parameter="other")
+    chi2, freedom, note = math.nan, points.sizes["N"] - len(names), ""
+    if freedom < 0:
+        note = (
+            f"a law of {len(names)} parameters needs alpha_half with its error at "
+            f"{len(names)} values of N or more; there are {points.sizes['N']}"
+        )
+    else:
+        result = Model(law.function, independent_vars=["N"]).fit(
+            points["alpha_half"].values,
+            N=points["N"].values.astype(float),
+            weights=1 / points["standard_error"].values,
+            scale_covar=False,
+            **law.guess,
+        )
+        chi2 = result.chisqr
+        value.loc[names] = [result.best_values[name] for name in names]
+        covariance.loc[names, names] = result.covar
+    error = np.sqrt(covariance.values.diagonal())
+    return xr.Dataset(
+        {
+            "value": _labelled(value, "best value of a parameter"),
+            "error": _labelled(value.copy(data=error), "standard error of a parameter"),
+            "covariance": _labelled(covariance, "covariance of two parameters"),
+            "chi2": _labelled(xr.DataArray(chi2), "sum of squared residuals over squared errors"),
+            "degrees_of_freedom": _labelled(
+                xr.DataArray(freedom), "number of N minus number of parameters"
+            ),
+            "formula": _labelled(xr.DataArray(law.formula), "formula of the law"),
+            "note": _labelled(xr.DataArray(note), "why the law could not be fitted"),
+        }
+    )
+
+
+def _labelled(variable: xr.DataArray, text: str) -> xr.DataArray:
+    return variable.assign_attrs(long_name=text, units="1")
+
+
+def _describe_law(laws: xr.Dataset, law: str) -> str:
+    """One law in one line: parameters, chi2, and its value at FAR_N."""
+    fit = laws.sel(law=law)
+    parameters = ", ".join(
+        f"{name} = {_with_error(fit.value.sel(parameter=name), fit.error.sel(parameter=name))}"
+        for name in LAWS[law].guess
+    )
+    freedom = int(fit["degrees_of_freedom"])
+    if freedom:
+        p = stats.chi2.sf(float(fit["chi2"]), freedom)
+        verdict = "does not fit" if p < UNLIKELY else "fits"
+        test = f"{verdict}, chi2 = {float(fit['chi2']):.3g}, degrees of freedom = {freedom}, "
+        test += f"p = {p:.2g}"
+    else:
+        test = "passes through every point, so it is not tested"
+    far = evaluate(laws, law, FAR_N).isel(N=0)
+    return (
+        f"  {LAWS[law].formula}: {parameters}; {test}; at N = 10^{math.log10(FAR_N):.0f} "
+        f"it says {_with_error(far['alpha_half'], far['standard_error'])}."
+    )
+
+
+def _describe_growth(laws: xr.Dataset) -> str:
+    """Whether alpha_half depends on N at all."""
+    B = laws.sel(law="linear", parameter="B")
+    errors = float(B["value"] / B["error"])
+    if abs(errors) < 2:
+        return f"No dependence on N is seen: B is {errors:.1f} standard errors from 0."
+    growth = "rises" if errors > 0 else "falls"
+    return f"alpha_half {growth} with log N: B is {errors:.1f} standard errors from 0."
+
+
+def _describe_choice(laws: xr.Dataset) -> str:
+    """Whether the range of N tells the laws apart."""
+    if laws.sizes["law"] < 2 or not laws["degrees_of_freedom"].values.max():
+        return "With no degree of freedom left, nothing tells the laws apart: add values of N."
+    order = laws.sortby("chi2")
+    best, rival = order["formula"].values[:2]
+    difference = float(order["chi2"][1] - order["chi2"][0])
+    gap = f"their chi2 differ by {difference:.3g}"
+    if difference < DECISIVE:
+        return (
+            f"This range of N does not tell the laws apart: {gap}; {DECISIVE:g} would do. "
+            "Larger N or smaller errors are needed before either is extrapolated."
+        )
+    choice = f"The points prefer {best} to {rival}: {gap}, {DECISIVE:g} would do."
+    if stats.chi2.sf(order["chi2"][0], order["degrees_of_freedom"][0]) < UNLIKELY:
+        choice += " But neither fits: the true law is another, or the errors are too small."
+    return choice
+
+
+def _with_error(value: xr.DataArray, error: xr.DataArray) -> str:
+    """Write value ± error, with two digits of the error."""
+    digits = max(0, 1 - math.floor(math.log10(float(error))))
+    return f"{float(value):.{digits}f} ± {float(error):.{digits}f}"

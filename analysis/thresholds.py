@@ -1,0 +1,80 @@
+"""Signal-to-noise ratios at which the Hessian's lowest eigenvector starts to see the signal."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from kernels.loss import ell_second
+
+#: The largest value of ``-ell_second``, reached where y grows and y_hat vanishes.
+SUP_T = 4.0
+
+#: Distance of the nodes in log z. The error falls like exp(-const/STEP), whatever ``a`` is:
+#: 2e-8 at 0.2, 2e-11 at 0.15, below 1e-12 at 0.1.
+STEP = 0.1
+
+
+def alpha_bbp_init(a: float, *, step: float = STEP) -> float:
+    """Smallest alpha at which the Hessian of a random start has an outlier, as N -> infinity.
+
+    At a random start y and y_hat are independent N(0, 1). With t = -ell''(y_hat, y) and
+    q = t gamma / (1 - t gamma), the edge of the bulk is where alpha E[q^2] = 1, and the
+    signal's outlier leaves it where alpha E[q (y^2 - 1)] = 1. Both together leave one equation,
+    E[q (y^2 - 1)] = E[q^2], free of alpha. It has no root below 1 / sup t = 1/4 when `a` is
+    large: the edge is then hard, gamma = 1/4, and the second condition alone gives alpha.
+
+    Parameters
+    ----------
+    a
+        The loss's regulariser, > 0 (dimensionless).
+    step
+        Distance of the quadrature's nodes in the logarithms of y and y_hat.
+
+    Returns
+    -------
+    float
+        alpha_BBP of the initial condition (dimensionless, alpha = M / N). It goes to 3 for
+        a -> 0 and to (a + 3) / 2 for large a.
+
+    Raises
+    ------
+    ValueError
+        If `a` is not positive and finite.
+
+    Notes
+    -----
+    The transition is that of arXiv:2403.02418; the conditions are the deterministic equivalents
+    of (N/M) X^T diag(t) X.
+    """
+    if not (math.isfinite(a) and a > 0):
+        raise ValueError(f"a, the loss's regulariser, must be positive and finite; got a = {a}.")
+    z, weight = _half_normal(step)
+    y, y_hat = z[:, None], z[None, :]
+    t = -ell_second(y_hat, y, a)
+
+    def signal_and_noise(gamma: float) -> tuple[float, float]:
+        q = t * gamma / (1.0 - t * gamma)
+        return float(weight @ (q * (y**2 - 1.0)) @ weight), float(weight @ q**2 @ weight)
+
+    def excess(gamma: float) -> float:
+        signal, noise = signal_and_noise(gamma)
+        return signal - noise
+
+    gamma = 1.0 / SUP_T
+    if excess(gamma) < 0.0:
+        # For gamma -> 0 the signal is of order gamma and the noise of order gamma^2.
+        gamma = brentq(excess, 1e-6, gamma, xtol=1e-14)
+    return 1.0 / signal_and_noise(gamma)[0]
+
+
+def _half_normal(step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Nodes and weights of E[f(abs(z))], z ~ N(0, 1), equally spaced in log z.
+
+    The integrands vary at y_hat ~ sqrt(a), as narrow as one likes. On a logarithmic scale that
+    width is always the same, and the trapezoidal rule converges geometrically.
+    """
+    # Below exp(-30) lies a probability of 1e-13; exp(2.4) is eleven standard deviations.
+    z = np.exp(np.arange(-30.0, 2.4, step))
+    return z, step * z * np.exp(-(z**2) / 2) * math.sqrt(2 / math.pi)

@@ -1,0 +1,1 @@
+"""Where tasks run. Knows Dask and queues, and nothing of the sweep."""

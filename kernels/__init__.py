@@ -1,0 +1,1 @@
+"""The physics: gradient descent on phase retrieval, in NumPy and SciPy alone."""

@@ -1,0 +1,115 @@
+"""One problem: sensing, signal and labels, drawn from streams named by values.
+
+Every random number belongs to a stream named by (root_seed, N, seed, purpose), never by a position
+in a grid. So a wider grid, another order or a resume changes no number, and at one (N, seed) a
+larger alpha extends the same sensing matrix by rows (common random numbers along alpha).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kernels.loss import Array
+from kernels.sensing import DenseSensing, Sensing
+
+Signal = Literal["planted", "null"]
+
+# What a stream is for; part of its name, so these numbers are for ever.
+_SIGNAL, _SENSING, _NULL_LABELS, _START = range(4)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A phase-retrieval problem.
+
+    Attributes
+    ----------
+    sensing : Sensing, shape (M, N)
+    w_star : (N,)
+        Signal, on the sphere of radius sqrt(N).
+    y : (M,)
+        Labels, >= 0: ``abs(X w_star)`` if planted, ``abs`` of iid N(0, 1) in the null model.
+    """
+
+    sensing: Sensing
+    w_star: Array
+    y: Array
+
+    @property
+    def N(self) -> int:
+        """Dimension of the signal."""
+        return self.sensing.shape[1]
+
+    @property
+    def M(self) -> int:
+        """Number of measurements."""
+        return self.sensing.shape[0]
+
+
+def _stream(root_seed: int, *name: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(root_seed, spawn_key=name)))
+
+
+def _on_sphere(vector: Array, dtype: np.dtype[np.floating]) -> Array:
+    """Scale a vector (N,) to norm sqrt(N)."""
+    scaled = vector * (np.sqrt(len(vector)) / np.linalg.norm(vector.astype(np.float64)))
+    return np.asarray(scaled, dtype=dtype)
+
+
+def draw_instance(
+    root_seed: int,
+    N: int,
+    seed: int,
+    *,
+    M: int,
+    signal: Signal = "planted",
+    precision: Literal["float32", "float64"] = "float32",
+) -> Instance:
+    """Draw a dense Gaussian problem from the streams of (root_seed, N, seed).
+
+    The matrix is drawn in single precision whatever `precision`: both precisions see the same
+    problem, up to the rounding of one multiplication by 1/sqrt(N).
+
+    Raises
+    ------
+    ValueError
+        If N < 2 or M < 1.
+    """
+    if N < 2 or M < 1:
+        raise ValueError(f"an instance needs N >= 2 and M >= 1; got N = {N}, M = {M}")
+    dtype = np.dtype(precision)
+    X = _stream(root_seed, N, seed, _SENSING).standard_normal((M, N), dtype=np.float32)
+    X = X.astype(dtype, copy=False)
+    X *= dtype.type(1 / np.sqrt(N))
+    w_star = _on_sphere(_stream(root_seed, N, seed, _SIGNAL).standard_normal(N), dtype)
+    if signal == "planted":
+        y = np.abs(X @ w_star)
+    else:
+        labels = _stream(root_seed, N, seed, _NULL_LABELS).standard_normal(M, dtype=np.float32)
+        y = np.abs(labels).astype(dtype)
+    return Instance(DenseSensing(X), w_star, y)
+
+
+def uniform_starts(
+    root_seed: int, N: int, seed: int, start: Sequence[int], *, precision: str = "float32"
+) -> Array:
+    """Draw starts uniformly on the sphere of radius sqrt(N), one stream each.
+
+    Parameters
+    ----------
+    start : R integers >= 0
+        Which starts; start s is the same whatever the others are.
+
+    Returns
+    -------
+    (N, R)
+    """
+    columns = [
+        _on_sphere(_stream(root_seed, N, seed, _START, s).standard_normal(N), np.dtype(precision))
+        for s in start
+    ]
+    return np.ascontiguousarray(np.stack(columns, axis=1))

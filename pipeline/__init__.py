@@ -1,0 +1,1 @@
+"""The sweep: what is wanted, what is missing, what is on disk."""

@@ -1,0 +1,519 @@
+"""The sweep file: TOML in, a frozen and validated `Sweep` out, every problem reported at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+_INT64_MAX = 2**63 - 1  # the values of an integer axis become an int64 coordinate
+_MAX_VALUES = 1_000_000  # a mistyped step must not fill the memory
+_MAX_STEPS = 1_000_000_000  # far beyond any descent, and steps stay exact as float64
+_PRESETS = files("pipeline") / "presets"
+
+_Number = TypeVar("_Number", int, float)
+_Place = tuple[int | str, ...]  # section, key, and the position in its list
+_Problem = tuple[_Place, str]
+_Known = Mapping[tuple[str, str], Any]
+
+_Positive = Annotated[float, Field(gt=0)]
+_Size = Annotated[int, Field(ge=2, le=_INT64_MAX)]
+_Label = Annotated[int, Field(ge=0, le=_INT64_MAX)]
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be read, or is not valid.
+
+    Parameters
+    ----------
+    problems : list of str
+        One line for each problem; the message of the error is these lines.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class _Table(BaseModel):
+    # strict: the text "3" is not a number, and true is not 1
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _FloatRange(_Table):
+    first: _Positive = Field(alias="from")
+    to: _Positive
+    step: _Positive
+
+    def values(self) -> tuple[float, ...]:
+        return tuple(float(v) for v in _inclusive(self.first, self.to, self.step))
+
+
+class _IntRange(_Table):
+    first: _Label = Field(alias="from")
+    to: _Label
+    step: int = Field(default=1, ge=1)
+
+    def values(self) -> tuple[int, ...]:
+        return tuple(int(v) for v in _inclusive(self.first, self.to, self.step))
+
+
+class _LogRange(_Table):
+    first: _Positive = Field(alias="from")
+    to: _Positive
+    count: int = Field(ge=2, le=_MAX_VALUES)
+
+    def values(self) -> tuple[float, ...]:
+        if self.first >= self.to:
+            raise ValueError(f"must have from < to; got from = {self.first:g}, to = {self.to:g}")
+        return tuple(np.geomspace(self.first, self.to, self.count).tolist())
+
+
+def _inclusive(first: float, last: float, step: float) -> Iterator[Decimal]:
+    # Decimal: 2.0 + 3 * 0.1 has to be the 2.3 that a reader would type in a list.
+    start, stop, by = Decimal(str(first)), Decimal(str(last)), Decimal(str(step))
+    got = f"got from = {first}, to = {last}, step = {step}"
+    steps = (stop - start) / by
+    if not 0 <= steps < _MAX_VALUES:
+        raise ValueError(f"must have from <= to, and at most {_MAX_VALUES} values; {got}")
+    if steps != int(steps):
+        reached = start + int(steps) * by
+        raise ValueError(f"`to` must be reached in whole steps; {got}: set to = {reached}")
+    return (start + i * by for i in range(int(steps) + 1))
+
+
+def _read(table: type[_FloatRange | _IntRange | _LogRange]) -> BeforeValidator:
+    def read(value: object) -> object:
+        if isinstance(value, dict):
+            return table.model_validate(value).values()
+        return tuple(value) if isinstance(value, list) else value
+
+    return BeforeValidator(read)
+
+
+def _ascending(values: tuple[_Number, ...]) -> tuple[_Number, ...]:
+    repeated = ", ".join(str(v) for v, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"values must differ; got {repeated} more than once")
+    return tuple(sorted(values))
+
+
+_AXIS = (Field(min_length=1), AfterValidator(_ascending))
+_Times = Annotated[
+    tuple[float, ...], _read(_LogRange), AfterValidator(lambda times: tuple(sorted(set(times))))
+]
+
+
+class _Section(_Table):
+    @field_validator("*")
+    @classmethod
+    def _note(cls, value: Any, info: ValidationInfo) -> Any:
+        # The checks across sections need every valid value, also of a section that fails.
+        if info.context is not None:
+            info.context[cls.__name__.lower(), info.field_name] = value
+        return value
+
+
+class Grid(_Section):
+    """Which runs there are: all combinations of the values of four axes.
+
+    Attributes
+    ----------
+    alpha : tuple of float
+        Signal-to-noise ratios M/N, > 0.
+    N : tuple of int
+        Dimensions of the signal, >= 2.
+    seed : tuple of int
+        Names of the sensing matrices (with their signals and labels), >= 0.
+    start : tuple of int
+        Names of the initial conditions that share one matrix, >= 0.
+
+    Each axis is ascending, without duplicates, and not empty. In a file it is a list, or a table
+    {from, to, step} that includes `to`; step defaults to 1, and is required for alpha.
+    """
+
+    alpha: Annotated[tuple[_Positive, ...], _read(_FloatRange), *_AXIS]
+    N: Annotated[tuple[_Size, ...], _read(_IntRange), *_AXIS]
+    seed: Annotated[tuple[_Label, ...], _read(_IntRange), *_AXIS]
+    start: Annotated[tuple[_Label, ...], _read(_IntRange), *_AXIS]
+
+
+class Descent(_Section):
+    """How a run descends, and when it ends.
+
+    Attributes
+    ----------
+    a : float
+        Regularisation of the loss, > 0.
+    learning_rate : float
+        Physical time of one step, in (0, t_max].
+    t_max : float
+        Physical time at which a run is given up.
+    recovered_at : float
+        abs(overlap) above which a start has recovered the signal, in (0, 1).
+    trapped_below : float
+        Speed |P grad L| / sqrt(N) below which a start is trapped, >= 0; 0 means never.
+    signal : {"planted", "null"}
+        Labels made by a signal, or labels independent of the sensing matrix.
+    precision : {"float32", "float64"}
+        Of the descent.
+    """
+
+    a: _Positive
+    learning_rate: _Positive
+    t_max: _Positive
+    recovered_at: float = Field(default=0.99, gt=0, lt=1)
+    trapped_below: float = Field(default=1e-3, ge=0)
+    signal: Literal["planted", "null"] = "planted"
+    precision: Literal["float32", "float64"] = "float32"
+
+
+class Record(_Section):
+    """When overlap, energy and mu are recorded; time 0 and t_max always are.
+
+    Attributes
+    ----------
+    times : tuple of float
+        Physical times in [0, t_max], ascending. In a file a list, or a log-spaced table
+        {from, to, count}.
+    """
+
+    times: _Times
+
+
+class Probe(_Section):
+    """When the lowest eigenpairs of the Hessian are computed, and how many.
+
+    Attributes
+    ----------
+    times : tuple of float
+        Physical times in [0, t_max], ascending; in a file as in `Record`.
+    modes : int
+        Number of eigenpairs, from 1 to the smallest N - 1.
+    """
+
+    times: Annotated[_Times, Field(min_length=1)]
+    modes: int = Field(ge=1)
+
+
+class Sweep(_Table):
+    """What a sweep file asks for, validated as a whole.
+
+    Attributes
+    ----------
+    name : str
+        Of letters, digits and ``. _ -``.
+    root_seed : int
+        >= 0; all random streams of the sweep descend from it.
+    grid, descent, record
+        The sections of the file.
+    probe : Probe or None
+        None: no eigenpairs are computed.
+
+    See Also
+    --------
+    load : from a file or a preset, with every problem reported at once.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    root_seed: int = Field(ge=0)
+    grid: Grid
+    descent: Descent
+    record: Record
+    probe: Probe | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        document = as_document(self)
+        known = {(s, k): v for s in _SECTIONS for k, v in (document[s] or {}).items()}
+        problems = [f"[{at[0]}] {at[1]}: {text}" for at, text in _across(document, known)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], source: str = "sweep") -> Self:
+        """Validate what `as_document` returned, or what a TOML file contains.
+
+        Parameters
+        ----------
+        document : mapping
+            The keys of a sweep file; sections are nested mappings.
+        source : str
+            How messages name the origin of the document.
+
+        Raises
+        ------
+        SweepError
+            If anything is missing, unknown, of the wrong type, or out of range.
+        """
+        known: dict[tuple[str, str], Any] = {}
+        try:
+            return cls.model_validate(dict(document), context=known)
+        except ValidationError as error:
+            problems = [*_within(error), *_across(document, known)]
+            raise SweepError([_line(source, document, *p) for p in problems]) from None
+
+    @staticmethod
+    def measurements(alpha: float, N: int) -> int:
+        """Return the number of measurements, M = round(alpha N) (a half goes to even)."""
+        return round(alpha * N)
+
+    @property
+    def last_step(self) -> int:
+        """Number of steps of a run that is neither recovered nor trapped before t_max."""
+        return self._step(self.descent.t_max)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps at which something is recorded, ascending, from 0 to `last_step`.
+
+        They are nearest to the times of [record] and [probe], 0 and t_max; times closer than a
+        step fall together.
+        """
+        recorded = {self._step(t) for t in self.record.times}
+        return tuple(sorted({0, self.last_step, *recorded, *self.probe_steps}))
+
+    @property
+    def probe_steps(self) -> tuple[int, ...]:
+        """Steps at which the Hessian is probed, ascending; a subset of `steps`."""
+        times = self.probe.times if self.probe else ()
+        return tuple(sorted({self._step(t) for t in times}))
+
+    @property
+    def times(self) -> npt.NDArray[np.float64]:
+        """Physical times of `steps`, learning_rate * step, shape (len(steps),)."""
+        return self.descent.learning_rate * np.array(self.steps, dtype=np.float64)
+
+    def _step(self, time: float) -> int:
+        return round(time / self.descent.learning_rate)
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "grid": Grid,
+    "descent": Descent,
+    "record": Record,
+    "probe": Probe,
+}
+
+
+def preset_names() -> tuple[str, ...]:
+    """Return the names of the sweeps that ship with alphasweep, sorted."""
+    return tuple(sorted(Path(f.name).stem for f in _PRESETS.iterdir() if f.name.endswith(".toml")))
+
+
+def template() -> str:
+    """Return the commented TOML text that `alphasweep init` writes: the preset `laptop`."""
+    return _preset_text("laptop")
+
+
+def load(source: str | Path) -> Sweep:
+    """Read a sweep.
+
+    Parameters
+    ----------
+    source : str or Path
+        The name of a preset (see `preset_names`), or the path of a TOML file.
+
+    Raises
+    ------
+    SweepError
+        If there is no such file or preset, if it is not TOML, or if the sweep is not valid; it
+        names every problem.
+    """
+    if source in preset_names():
+        return _parse(_preset_text(str(source)), f"preset {source}")
+    where = f"sweep file {source}"
+    try:
+        text = Path(source).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        presets = ", ".join(preset_names())
+        rule = f"no such file, and no preset of that name (presets: {presets})"
+        raise SweepError([f"{where}: {rule}; `alphasweep init` writes a file."]) from None
+    except OSError as error:
+        raise SweepError([f"{where}: cannot be read: {error.strerror}."]) from None
+    except UnicodeDecodeError as error:
+        raise SweepError([f"{where}: must be UTF-8 text; byte {error.start} is not."]) from None
+    return _parse(text, where)
+
+
+def as_document(sweep: Sweep) -> dict[str, Any]:
+    """Return all values of a sweep as JSON types, ranges written out; see `from_document`."""
+    return sweep.model_dump(mode="json")
+
+
+def differences(old: Sweep, new: Sweep) -> list[str]:
+    """Say why numbers computed for one sweep do not belong to another.
+
+    The name, and the values of alpha, N and seed, change no number that exists. Neither do times
+    that fall on the same steps.
+
+    Parameters
+    ----------
+    old, new : Sweep
+        The sweep of the store, and the sweep that is wanted.
+
+    Returns
+    -------
+    list of str
+        One line for each key that differs; empty if the new sweep can use the store.
+    """
+    before, after = _identity(old), _identity(new)
+    if old.steps == new.steps:
+        after["[record] times"] = before["[record] times"]
+    if old.probe_steps == new.probe_steps and old.probe and new.probe:
+        after["[probe] times"] = before["[probe] times"]
+    return [
+        _difference(key, before.get(key), after.get(key))
+        for key in before | after
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _preset_text(name: str) -> str:
+    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _parse(text: str, source: str) -> Sweep:
+    try:
+        document = tomllib.loads(text)
+    except ValueError as error:  # also an integer of too many digits
+        raise SweepError([f"{source}: must be TOML; {error}."]) from None
+    return Sweep.from_document(document, source)
+
+
+def _identity(sweep: Sweep) -> dict[str, Any]:
+    document = as_document(sweep)
+    keys = {f"[{s}] {k}": v for s in _SECTIONS for k, v in (document[s] or {}).items()}
+    for extendable in ("alpha", "N", "seed"):
+        del keys[f"[grid] {extendable}"]
+    return {"root_seed": sweep.root_seed, **keys}
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, list) and isinstance(new, list):
+        gone, added = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+        return f"{key}: {_shown(gone)} only in the store, {_shown(added)} only in this sweep"
+    return f"{key} = {_shown(old)} in the store, {_shown(new)} in this sweep"
+
+
+# What must hold, by the type of pydantic's error; the braces are filled from its context.
+_RULES = {
+    "greater_than": "must be > {gt:g}",
+    "greater_than_equal": "must be >= {ge:g}",
+    "less_than": "must be < {lt:g}",
+    "less_than_equal": "must be <= {le:g}",
+    "finite_number": "must be finite",
+    "float_type": "must be numeric",
+    "int_type": "must be integer",
+    "string_type": "must be text",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must consist of letters, digits, '.', '_' and '-'",
+    "tuple_type": "must be a list or a table",
+    "model_type": "must be a table",
+    "too_short": "must have at least one value",
+}
+
+
+def _within(error: ValidationError) -> Iterator[_Problem]:
+    """Translate the problems that pydantic found in single keys."""
+    for item in error.errors(include_url=False):
+        place, kind, context = item["loc"], item["type"], item.get("ctx", {})
+        if not place:
+            continue  # from Sweep._consistent: _across says it with the place
+        if kind == "missing":
+            yield place, "required, but missing"
+        elif kind == "extra_forbidden":
+            yield place, f"unknown key; {_suggestion(place)}"
+        elif kind == "value_error":
+            yield place, str(context["error"])
+        else:
+            rule = _RULES[kind].format(**context) if kind in _RULES else item["msg"]
+            values = "values " if isinstance(place[-1], int) else ""
+            yield place, f"{values}{rule}; got {_shown(item['input'])}"
+
+
+def _across(document: Mapping[str, Any], known: _Known) -> Iterator[_Problem]:
+    """Check keys against each other, as far as they are valid by themselves (`known`)."""
+    t_max = known.get(("descent", "t_max"), math.inf)
+    rate = known.get(("descent", "learning_rate"), t_max)
+    smallest = min(known.get(("grid", "N"), [math.inf]))
+    modes = known.get(("probe", "modes"), 0)
+    if t_max < math.inf and not 1 <= t_max / rate <= _MAX_STEPS:
+        rule = f"must reach t_max = {t_max:g} in 1 to {_MAX_STEPS} steps"
+        yield ("descent", "learning_rate"), f"{rule}; got {rate:g}"
+    if modes >= smallest:
+        yield ("probe", "modes"), f"must be < the smallest N = {smallest}; got {modes}"
+    if ("grid", "alpha") in known and smallest < math.inf:
+        for place, alpha in _typed(document, "grid", "alpha"):
+            if Sweep.measurements(alpha, smallest) < 1:
+                rule = f"must give round(alpha N) >= 1 measurements at N = {smallest}"
+                yield place, f"{rule}; got {_shown(alpha)}"
+    limit = f"t_max = {t_max:g}" if t_max < math.inf else "t_max"
+    for section in ("record", "probe"):
+        if (section, "times") in known:
+            for place, time in _typed(document, section, "times"):
+                if not 0 <= time <= t_max:
+                    yield place, f"must lie in [0, {limit}]; got {_shown(time)}"
+
+
+def _typed(document: Mapping[str, Any], section: str, key: str) -> Iterator[tuple[_Place, float]]:
+    # As typed, not as stored, so that a message can point at it. Of a table the ends are enough.
+    values = document[section][key]
+    ends = values.items() if isinstance(values, dict) else enumerate(values)
+    return (((section, key, at), value) for at, value in ends if at not in ("step", "count"))
+
+
+def _line(source: str, document: Mapping[str, Any], place: _Place, text: str) -> str:
+    head, *rest = place
+    names = [str(p) for p in rest if isinstance(p, str)]
+    where = f"[{head}] {'.'.join(names)}".rstrip() if head in _SECTIONS else str(head)
+    if isinstance(place[-1], int) and isinstance(document[str(head)][rest[0]], list):
+        text += f" ({_ordinal(place[-1])})"
+    return f"{source}, {where}: {text}{'' if text.endswith('?') else '.'}"
+
+
+def _ordinal(index: int) -> str:
+    words = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+    return f"{words[index]} value" if index < len(words) else f"value {index + 1}"
+
+
+def _keys(place: _Place) -> list[str]:
+    """Keys that are allowed beside the last one of `place`."""
+    model: type[BaseModel] = Sweep
+    if len(place) == 2:
+        model = _SECTIONS[str(place[0])]
+    elif len(place) == 3:
+        model = _LogRange if place[1] == "times" else _FloatRange
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _suggestion(place: _Place) -> str:
+    close = get_close_matches(str(place[-1]), _keys(place), n=1, cutoff=0.75)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(_keys(place))}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
