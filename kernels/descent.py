@@ -81,6 +81,7 @@ _PER_START = ("recovery_time", "final_overlap", "final_energy")
 _SERIES = ("overlap", "energy", "mu", "bulk_edge", "outlier", "outlier_overlap")
 
 
+@np.errstate(over="ignore", invalid="ignore")  # overflow is an outcome, diverged
 def descend(
     instance: Instance,
     starts: Array,
@@ -194,7 +195,9 @@ def descend(
 
         W += displacement
         np.multiply(W, W, out=displacement)
-        W *= np.sqrt(radius2 / displacement.sum(axis=0, dtype=np.float64)).astype(dtype)
+        norm2 = displacement.sum(axis=0, dtype=np.float64)
+        norm2[np.isinf(norm2)] = np.nan  # a step that overflowed ends at no point, not at w = 0
+        W *= np.sqrt(radius2 / norm2).astype(dtype)
     return result
 
 
