@@ -7,6 +7,7 @@ no global state. A figure without the data that it needs says so in an otherwise
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -14,7 +15,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from analysis.recovery import fitted_probability, is_done, recovery_probability
@@ -34,6 +35,7 @@ _STYLE = mpl.rc_context(
         "font.size": 9,
         "axes.labelsize": 10,
         "legend.fontsize": 8.5,
+        "legend.title_fontsize": 8.5,
         "legend.frameon": False,
         "legend.handlelength": 1.6,
         "axes.linewidth": 0.6,
@@ -48,10 +50,11 @@ _STYLE = mpl.rc_context(
         "pdf.fonttype": 42,
     }
 )
-# Okabe and Ito's colours, told apart with any colour vision.
+# Okabe and Ito's colours, told apart with any colour vision. Orange is always the outlier: its
+# eigenvalue, its end, its threshold.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
 _MARKERS = "osD^vPX<>*"
-_LAW_LOOKS = dict(zip(LAWS, ((_BLUE, "-"), (_ORANGE, "--")), strict=True))
+_LAW_LOOKS = dict(zip(LAWS, ((_BLUE, "-"), (_GREEN, "--")), strict=True))
 _LAW_TEXTS = {
     "linear": r"$A + B\,\log N$",
     "inverse": r"$\alpha_\infty - A/\log N$",
@@ -75,40 +78,42 @@ def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -
     -------
     Figure
         One column wide. Bars are the intervals of `probability`, curves the binomial fits; the
-        vertical line is alpha_bbp_init(a).
+        vertical line is alpha_bbp_init(a). Points of different N at one alpha are moved apart
+        sideways, by about a marker's width, so that no bar hides another.
     """
     descent = ds.attrs["sweep"]["descent"]
-    figure, axes = _panels(1, COLUMN, 3.0)
-    axis = axes[0]
+    figure, [axis] = _panels(1, 1, COLUMN, 3.0)
     counted = probability["runs"].sum("alpha")
     shown = [N for N in probability["N"].values if counted.sel(N=N) > 0]
     if not shown:
-        return _empty(figure, axis, "no cell of the sweep is done")
+        return _empty(figure, [axis], "no cell of the sweep is done")
 
-    for N, color, marker in zip(shown, _colors(len(shown)), _cycle(len(shown)), strict=True):
+    shifts = _sideways(probability["alpha"].values, len(shown))
+    looks = zip(shown, _colors(len(shown)), _cycle(len(shown)), shifts, strict=True)
+    for N, color, marker, shift in looks:
         points = probability.sel(N=N)
         points = points.isel(alpha=(points["runs"] > 0).values)
         alpha, value = points["alpha"].values, points["probability"].values
         below, above = value - points["lower"].values, points["upper"].values - value
         axis.errorbar(
-            alpha,
+            alpha + shift,
             value,
             # Where P is 0 or 1 the interval's end may pass it by a rounding error.
             yerr=np.maximum([below, above], 0),
             color=color,
             marker=marker,
             linestyle="none",
-            elinewidth=0.8,
-            label=f"{N}",
+            elinewidth=0.7,
+            label=f"$N = {N}$",
         )
         grid = np.linspace(alpha.min(), alpha.max(), 200)
         axis.plot(grid, fitted_probability(half.sel(N=[N]), grid)[0], color=color)
 
     axis.axhline(0.5, color=_GREY, linewidth=0.6, linestyle=":")
     threshold = alpha_bbp_init(descent["a"])
-    axis.axvline(threshold, color=_ORANGE, linewidth=0.9, linestyle="--")
+    axis.axvline(threshold, color=_ORANGE, linewidth=0.9, linestyle="-.")
     axis.annotate(
-        rf"$\alpha_\mathrm{{BBP}}^\mathrm{{init}} = {threshold:.2f}$",
+        _init_text(threshold),
         (threshold, 1),
         xycoords=("data", "axes fraction"),
         xytext=(0, 3),
@@ -119,15 +124,15 @@ def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -
     axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")
     axis.set_ylabel(rf"$P(\mathrm{{recovery\ by}}\ t = {descent['t_max']:g})$")
     axis.set_ylim(-0.04, 1.04)
-    figure.legend(loc="outside upper center", ncols=min(len(shown), 5), title="$N$", **_TIGHT)
+    figure.legend(loc="outside upper center", ncols=min(len(shown), 4), **_TIGHT)
     return figure
 
 
-_TIGHT = {"columnspacing": 1.0, "handletextpad": 0.3, "borderpad": 0.1}
+_TIGHT: dict[str, Any] = {"columnspacing": 1.0, "handletextpad": 0.3, "borderpad": 0.1}
 
 
 @_STYLE
-def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) -> Figure:  # noqa: N802
+def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) -> Figure:
     """Draw alpha_half against log N with the fitted laws and their errors.
 
     Parameters
@@ -145,15 +150,14 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
         One column wide. Bars and bands are one standard error; laws go on, lighter, beyond the N
         that were fitted. alpha_bbp_init is a line if near the data, otherwise an arrow to it.
     """
-    figure, axes = _panels(1, COLUMN, 2.7)
-    axis = axes[0]
+    figure, [axis] = _panels(1, 1, COLUMN, 2.7)
     points = half.isel(N=half["alpha_half"].notnull().values)
     if not points.sizes["N"]:
         notes = zip(half["N"].values, half["note"].values, strict=True)
-        return _empty(figure, axis, *(f"N = {N}: {note}" for N, note in notes))
+        return _empty(figure, [axis], *(f"N = {N}: {note}" for N, note in notes))
 
     N = points["N"].values
-    grid = np.geomspace(N.min() / 1.4, N.max() * 4, 200)
+    grid = np.geomspace(N.min() / 1.4, N.max() * 4 * 1.1, 200)
     inside = (grid >= N.min()) & (grid <= N.max())
     for law, (color, style) in _LAW_LOOKS.items():
         curve = evaluate(laws, law, grid)
@@ -162,9 +166,7 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
             continue
         axis.fill_between(grid, value - error, value + error, color=color, alpha=0.13, linewidth=0)
         axis.plot(grid, value, color=color, linestyle=style, alpha=0.45)
-        axis.plot(
-            grid[inside], value[inside], color=color, linestyle=style, label=_LAW_TEXTS[law]
-        )
+        axis.plot(grid[inside], value[inside], color=color, linestyle=style, label=_LAW_TEXTS[law])
     axis.errorbar(
         N,
         points["alpha_half"].values,
@@ -179,7 +181,7 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
     _draw_init_level(axis, alpha_bbp_init(a))
     axis.set_xscale("log")
     axis.set_xlim(grid[0], grid[-1])
-    _tick_at(axis, N)
+    _tick_at(axis, np.concatenate([N, N.max() * np.array([2, 4])]))
     axis.set_xlabel(r"dimension $N$ (log scale)")
     axis.set_ylabel(r"$\alpha_{1/2}$, where $P(\mathrm{recovery}) = 1/2$")
     if axis.get_legend_handles_labels()[0]:
@@ -208,36 +210,40 @@ def one_run(
     Returns
     -------
     Figure
-        One column wide, of the cell's first start, the one that is probed. Theory is the large-N
-        spectrum from the labels, drawn while abs(m) <= 0.3, where it holds. The time axis is
-        linear from 0 to the first recorded time after it, and logarithmic from there.
+        One page wide, of the cell's first start, the one that is probed. Theory is the large-N
+        spectrum from the labels, drawn while abs(m) <= 0.3, where it holds; the last panel shows
+        the same eigenvalues as distances from its edge. A dotted line marks the first recorded
+        time without an outlier. The time axis is linear from 0 to the first recorded time after
+        it, and logarithmic from there.
 
     Raises
     ------
     ValueError
         If `alpha`, `N` or `seed` is not a value of the sweep.
     """
-    figure, axes = _panels(3, COLUMN, 5.0)
+    figure, axes = _panels(2, 2, PAGE, 4.3)
     cell = _choose_run(ds, {"alpha": alpha, "N": N, "seed": seed})
     if cell is None:
-        return _empty(figure, axes[1], "no cell that was asked for is done", others=axes)
+        return _empty(figure, axes, "no cell that was asked for is done")
     run = ds.sel(cell).isel(start=0)
     names = [v for v in (*_SERIES, "lambda_min") if v in run]
     run = run[[*names, "recovered", "recovery_time"]].load()
-    run = run.isel(time=(run["overlap"].notnull()).values)
+    run = run.isel(time=run["overlap"].notnull().values)
     if not run.sizes["time"]:
-        return _empty(figure, axes[1], "the run has no recorded time", others=axes)
+        return _empty(figure, axes, "the run has no recorded time")
 
     time, overlap = run["time"].values, np.abs(run["overlap"].values)
-    axes[0].plot(time, overlap, color=_BLUE)
-    axes[0].axhline(1 / math.sqrt(cell["N"]), color=_GREY, linewidth=0.6, linestyle=":")
-    axes[0].set_yscale("log")
-    axes[0].set_ylabel(r"overlap $|m|$")
+    _draw_overlap(axes[0], time, overlap, cell["N"])
     axes[1].plot(time, run["energy"].values, color=_BLUE)
     axes[1].set_ylabel(r"energy $E$")
-    _draw_spectrum(axes[2], run.assign(small=("time", overlap <= SMALL_OVERLAP)))
-    _time_axis(axes, time)
-    axes[0].set_title(_caption(ds, cell, run), fontsize=9)
+    _draw_spectrum(axes, run.assign(small=("time", overlap <= SMALL_OVERLAP)))
+    for axis in axes[1], axes[3]:
+        _time_axis(axis, time)
+    figure.suptitle(_caption(ds, cell, run), fontsize=9)
+    lines, labels = axes[2].get_legend_handles_labels()
+    title = rf"lines: large-$N$ theory, where $|m| \leq {SMALL_OVERLAP:g}$"
+    title += "; markers: eigenvalues of the Hessian" if len(lines) > 2 else ""
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, title=title)
     return figure
 
 
@@ -266,19 +272,20 @@ def save(figure: Figure, path_without_suffix: Path | str) -> tuple[Path, Path]:
     return png, pdf
 
 
-def _panels(rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Make panels above one another that share their horizontal axis."""
+def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make panels that share their horizontal axis, column by column."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    return figure, list(axes)
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
+    return figure, list(axes.T.ravel())
 
 
-def _empty(figure: Figure, axis: Axes, *lines: str, others: Sequence[Axes] = ()) -> Figure:
-    """Say in an empty axis why there is nothing to see."""
-    for panel in {axis, *others}:
-        panel.set_axis_off()
-    text = "\n".join(("Nothing to draw:", *lines))
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", wrap=True)
+def _empty(figure: Figure, axes: Sequence[Axes], *lines: str) -> Figure:
+    """Say in an empty figure why there is nothing to see."""
+    for axis in axes:
+        axis.set_axis_off()
+    width = round(figure.get_figwidth() * 14)
+    text = "\n".join(fill(line, width) for line in ("Nothing to draw:", *lines))
+    figure.text(0.5, 0.5, text, ha="center", va="center")
     return figure
 
 
@@ -291,24 +298,52 @@ def _cycle(count: int) -> list[str]:
     return [_MARKERS[k % len(_MARKERS)] for k in range(count)]
 
 
+def _sideways(alpha: NDArray[np.floating[Any]], count: int) -> NDArray[np.floating[Any]]:
+    """Distances in alpha by which `count` points at one alpha are moved apart."""
+    if count < 2 or alpha.size < 2:
+        return np.zeros(count)
+    step = min(0.012 * np.ptp(alpha), 0.6 * np.diff(np.sort(alpha)).min() / count)
+    shifts: NDArray[np.floating[Any]] = step * (np.arange(count) - (count - 1) / 2)
+    return shifts
+
+
+def _init_text(threshold: float) -> str:
+    return rf"$\alpha_\mathrm{{BBP}}^\mathrm{{init}} = {threshold:.2f}$"
+
+
 def _draw_init_level(axis: Axes, threshold: float) -> None:
     """Draw alpha_bbp_init as a line if that leaves the data room, else point to where it is."""
     low, high = axis.get_ylim()
-    text = rf"$\alpha_\mathrm{{BBP}}^\mathrm{{init}} = {threshold:.2f}$"
+    text = _init_text(threshold)
     if low - 0.4 * (high - low) < threshold < high + 0.4 * (high - low):
-        axis.axhline(threshold, color=_GREEN, linewidth=0.9, linestyle="-.")
-        place, where, arrow = (0.98, threshold), axis.get_yaxis_transform(), ""
+        axis.axhline(threshold, color=_ORANGE, linewidth=0.9, linestyle="-.")
+        place, where = (0.98, threshold), axis.get_yaxis_transform()
     else:
-        place, where = (0.98, 0.03 if threshold < low else 0.9), axis.transAxes
-        arrow = r"$\downarrow$ " if threshold < low else r"$\uparrow$ "
-    axis.text(*place, arrow + text, transform=where, color=_GREEN, ha="right", va="bottom")
+        place, where = (0.98, 0 if threshold < low else 0.88), axis.transAxes
+        text = (r"$\downarrow$ " if threshold < low else r"$\uparrow$ ") + text
+    axis.annotate(
+        text,
+        place,
+        xycoords=where,
+        xytext=(0, 3),
+        textcoords="offset points",
+        color=_ORANGE,
+        ha="right",
+        va="bottom",
+    )
 
 
 def _tick_at(axis: Axes, N: NDArray[np.integer[Any]]) -> None:
-    """Put the ticks of a logarithmic axis at the values of N themselves."""
-    axis.xaxis.set_major_locator(FixedLocator(N.tolist()))
+    """Put the ticks of a logarithmic axis at these N, and labels where they have room."""
+    low, high = np.log(axis.get_xlim())
+    labelled: list[int] = []
+    for value in N.tolist():
+        if not labelled or math.log(value / labelled[-1]) > 0.11 * (high - low):
+            labelled.append(value)
+    axis.xaxis.set_major_locator(FixedLocator(labelled))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_locator(FixedLocator(N.tolist()))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _choose_run(ds: xr.Dataset, asked: dict[str, Any]) -> dict[str, Any] | None:
@@ -329,8 +364,9 @@ def _choose_run(ds: xr.Dataset, asked: dict[str, Any]) -> dict[str, Any] | None:
             "probed": _is_probed(chosen),
             "large": chosen["N"],
             "recovered": first["recovered"] == 1,
-            "typical": (probability.sel({k: v for k, v in fixed.items() if k != "seed"}) - 0.7)
-            .pipe(np.abs)
+            "typical": (
+                probability.sel({k: v for k, v in fixed.items() if k != "seed"}) - 0.7
+            ).pipe(np.abs)
             <= 0.2 + 1e-9,
             "dies": alive.isel(time=0, drop=True) & (small & ~alive).any("time"),
         }
@@ -349,44 +385,83 @@ def _is_probed(ds: xr.Dataset) -> xr.DataArray:
     return probed
 
 
-def _draw_spectrum(axis: Axes, run: xr.Dataset) -> None:
-    """Draw the lowest eigenvalues as markers over edge and outlier of the theory."""
+def _draw_overlap(
+    axis: Axes, time: NDArray[np.floating[Any]], overlap: NDArray[np.floating[Any]], N: int
+) -> None:
+    """Draw abs(m), with the size that it has at a random start."""
+    typical = 1 / math.sqrt(N)
+    axis.plot(time, overlap, color=_BLUE)
+    axis.axhline(typical, color=_GREY, linewidth=0.6, linestyle=":")
+    axis.annotate(
+        r"$1/\sqrt{N}$",
+        (1, typical),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, -3),
+        textcoords="offset points",
+        color=_GREY,
+        ha="right",
+        va="top",
+    )
+    axis.set_yscale("log")
+    axis.set_ylim(min(overlap.min(), typical) / 2.5, 1.4)
+    axis.set_ylabel(r"overlap $|m|$")
+
+
+def _draw_spectrum(axes: Sequence[Axes], run: xr.Dataset) -> None:
+    """Draw the lowest eigenvalues as markers over edge and outlier of the theory.
+
+    The last panel but one shows them as they are, the last one as distances from the edge. The
+    time at which the outlier is gone is marked in all panels.
+    """
     time, small = run["time"].values, run["small"].values
-    axis.axhline(0, color=_GREY, linewidth=0.6, linestyle=":")
-    edge, outlier = (run[name].where(run["small"]).values for name in ("bulk_edge", "outlier"))
-    axis.plot(time, edge, color=_BLUE, label="bulk edge, theory")
-    axis.plot(time, outlier, color=_ORANGE, linestyle="--", label="outlier, theory")
-    gone = np.flatnonzero(np.isnan(outlier) & small)
-    if gone.size and not np.isnan(outlier[0]):
-        axis.axvline(time[gone[0]], color=_GREY, linewidth=0.6, linestyle="--")
-    if "lambda_min" in run:
-        probes = run["lambda_min"].dropna("time", how="all")
+    edge, outlier = (run[name].where(run["small"]) for name in ("bulk_edge", "outlier"))
+    probes = run["lambda_min"].dropna("time", how="all") if "lambda_min" in run else None
+    for axis, origin in zip(axes[-2:], (xr.zeros_like(edge), edge), strict=True):
+        axis.plot(time, (edge - origin).values, color=_BLUE, label="bulk edge")
+        axis.plot(time, (outlier - origin).values, color=_ORANGE, ls="--", label="outlier")
+        if probes is None:
+            continue
         for k, mode in enumerate(probes["mode"].values):
             axis.plot(
                 probes["time"].values,
-                probes.sel(mode=mode).values,
-                color="black",
+                (probes.sel(mode=mode) - origin).values,
+                color=_GREY if k else "black",
                 markerfacecolor="none" if k else "black",
                 marker="o",
-                markersize=3,
+                markersize=4.5 if k else 2.5,
                 linestyle="none",
-                label=("lowest eigenvalue", "next ones")[k] if k < 2 else None,
+                label=("lowest eigenvalue", "next lowest")[k] if k < 2 else None,
             )
-    axis.set_ylabel(r"eigenvalue $\lambda$")
-    axis.legend(loc="best")
+    gone = np.flatnonzero(np.isnan(outlier.values) & small)
+    if gone.size and not np.isnan(outlier.values[0]):
+        for axis in axes:
+            axis.axvline(time[gone[0]], color=_ORANGE, linewidth=0.7, linestyle=":")
+        axes[-2].annotate(
+            "outlier gone",
+            (time[gone[0]], 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 4),
+            textcoords="offset points",
+            color=_ORANGE,
+        )
+    axes[-1].margins(y=0.1)
+    axes[-2].set_ylabel(r"eigenvalue $\lambda$")
+    axes[-1].set_ylabel(r"$\lambda$ minus bulk edge")
 
 
-def _time_axis(axes: Sequence[Axes], time: NDArray[np.floating[Any]]) -> None:
+def _time_axis(axis: Axes, time: NDArray[np.floating[Any]]) -> None:
     """Show t = 0 on a logarithmic axis: linear up to the first time after it."""
     positive = time[time > 0]
-    axis = axes[-1]
     if positive.size:
-        axis.set_xscale("symlog", linthresh=positive[0], linscale=0.4)
-        decades = np.arange(math.ceil(math.log10(positive[0])), math.log10(positive[-1]) + 1)
-        axis.xaxis.set_major_locator(FixedLocator([0.0, *10.0**decades]))
+        first, last = positive[0], positive[-1]
+        axis.set_xscale("symlog", linthresh=first, linscale=0.4)
+        axis.set_xlim(-0.3 * first, last * 1.15)
+        decades = 10.0 ** np.arange(math.floor(math.log10(first)), math.log10(last) + 1)
+        axis.xaxis.set_major_locator(FixedLocator([0.0, *decades[decades >= first]]))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        between = np.outer(decades, np.arange(2, 10)).ravel()
+        axis.xaxis.set_minor_locator(FixedLocator(between[between >= first].tolist()))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlim(-0.15 * positive[0], positive[-1] * 1.15)
     axis.set_xlabel(r"time $t$ = learning rate $\times$ step")
 
 

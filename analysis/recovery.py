@@ -204,6 +204,8 @@ class _Fit(NamedTuple):
 
 def _count(ds: xr.Dataset) -> xr.Dataset:
     """Count ``runs`` and those ``recovered`` in every done cell, (alpha, N, seed)."""
+    # A dataset opened from a store is lazy; statsmodels and scipy.stats want numbers.
+    ds = ds[["status", "recovered"]].compute()
     counted = ds["recovered"].where(is_done(ds))
     return xr.Dataset({"runs": counted.notnull().sum("start"), "recovered": counted.sum("start")})
 

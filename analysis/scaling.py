@@ -181,6 +181,8 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
             points["alpha_half"].values,
             N=points["N"].values.astype(float),
             weights=1 / points["standard_error"].values,
+            # MINPACK, lmfit's default, steps by a share of the parameter: none where that is ~0.
+            method="least_squares",
             scale_covar=False,
             **law.guess,
         )
