@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,9 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline import plan as planning
-from pipeline.drive import Progress as Where
+from pipeline.dataset import DONE, FAILED
 from pipeline.spec import Sweep, SweepError, load, preset_names, template
-from pipeline.store import DONE, FAILED, Store, StoreError
+from pipeline.store import Store, StoreError, Writer, wider_sweep
+
+if TYPE_CHECKING:  # distributed takes a second to load
+    from pipeline.drive import Progress as Where
 
 app = typer.Typer(
     help="Gradient descent on phase retrieval over a grid (alpha, N, seed), and its log N "
@@ -85,12 +88,11 @@ def run(
 ) -> None:
     """Compute what is missing, then draw the figures. Running again resumes."""
     wanted, place = _sweep_and_store(sweep, store)
-    with _reported_errors(), _terminated_as_interrupted():
-        place.prepare(wanted)
-        with place.lock():
-            todo = _plan(wanted, place, part_seconds, retry_failed)
-            if todo.work:
-                _compute(wanted, place, todo, workers)
+    with _reported_errors(), _terminated_as_interrupted(), place.lock() as writer:
+        writer.prepare(wanted)
+        todo = _plan(wanted, place, part_seconds, retry_failed)
+        if any(todo.parts.values()):
+            _compute(wanted, writer, todo, workers)
     _conclude(place)
 
 
@@ -140,16 +142,12 @@ def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
 
 def _plan(sweep: Sweep, store: Store, seconds: float, retry_failed: bool) -> planning.Plan:
     with _reported_errors():
-        there = store.exists()
+        there = store if store.exists() else None
         if there:
-            store.check(sweep)
-        model = planning.calibrate(sweep, store if there else None)
+            wider_sweep(there, sweep)  # refuses the store of another sweep before it is measured
+        model = planning.calibrate(sweep.recipe, there)
         return planning.make_plan(
-            sweep,
-            model,
-            store if there else None,
-            seconds_per_part=seconds,
-            retry_failed=retry_failed,
+            sweep, model, there, seconds_per_part=seconds, retry_failed=retry_failed
         )
 
 
@@ -185,23 +183,24 @@ def _show_plan(sweep: Sweep, plan: planning.Plan) -> None:
     )
 
 
-def _compute(sweep: Sweep, store: Store, todo: planning.Plan, workers: int | None) -> None:
+def _compute(sweep: Sweep, writer: Writer, todo: planning.Plan, workers: int | None) -> None:
     from cluster.launch import local  # distributed takes a second to load: only when it is needed
-
-    from pipeline.drive import drive
+    from pipeline.drive import Lane, drive
 
     number = _workers(todo, workers)
-    hours = sum(todo.seconds.values()) / 3600
+    seconds = sum(todo.seconds.values())
     _out.print(
         f"{sweep.name}: {sum(todo.missing.values()):,} cells to compute on {number} workers, at "
-        f"most {_duration(hours * 3600 / number)}; {todo.done:,} of {todo.cells:,} are done.",
+        f"most {_duration(seconds / number)}; {todo.done:,} of {todo.cells:,} are done.",
         highlight=False,
     )
     try:
         with local(number) as client, _display(todo) as watch:
-            end = drive(sweep, store, todo, client, workers=number, watch=watch)
-    except (KeyboardInterrupt, StoreError):
-        _commit_rest(sweep, store)
+            lane = Lane(client, sweep.grid.N, lambda: number)
+            end = drive(sweep, writer, todo, [lane], watch=watch)
+    except KeyboardInterrupt:
+        with suppress(OSError, StoreError):  # the parts stay, and the next run commits them
+            writer.collect()
         raise
     busy = end.kernel_seconds / (number * end.elapsed) if end.elapsed else 0.0
     _out.print(
@@ -211,15 +210,6 @@ def _compute(sweep: Sweep, store: Store, todo: planning.Plan, workers: int | Non
     )
 
 
-def _commit_rest(sweep: Sweep, store: Store) -> None:
-    """Commit what was handed in, so that a stopped run shows all it has."""
-    try:
-        for block, parts in planning.handed_in(sweep, store).items():
-            store.commit(block, parts)
-    except (OSError, StoreError):
-        return  # the parts stay where they are, and the next run commits them
-
-
 def _workers(todo: planning.Plan, asked: int | None) -> int:
     import psutil
 
@@ -227,7 +217,7 @@ def _workers(todo: planning.Plan, asked: int | None) -> int:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fitting = int(0.8 * psutil.virtual_memory().available / max(todo.bytes.values()))
-    parts = sum(1 for _ in todo.all_parts())
+    parts = sum(todo.parts.values())
     return max(1, min(cores or 1, fitting, max(1, parts)))
 
 
@@ -244,14 +234,16 @@ def _display(todo: planning.Plan) -> Iterator[Any]:
 def _bar(todo: planning.Plan) -> Iterator[Any]:
     columns = (
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} parts, {task.fields[note]}"),
+        TextColumn("{task.fields[note]},"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=_out) as bar:
-        task = bar.add_task("", total=sum(todo.parts.values()), note="starting workers")
+        # In predicted seconds, not parts: the long ones come first.
+        task = bar.add_task("", total=sum(todo.seconds.values()), note="starting workers")
 
         def watch(where: Where) -> None:
-            bar.update(task, completed=where.parts_done, note=_note(where))
+            bar.update(task, completed=where.predicted_done, note=_note(where))
 
         yield watch
 
@@ -263,15 +255,19 @@ class _PlainLines:
     def __call__(self, where: Where) -> None:
         if where.elapsed >= self._next or where.parts_done == where.parts:
             self._next = where.elapsed + _PLAIN_EVERY
-            _out.print(
-                f"{where.parts_done}/{where.parts} parts, {_note(where)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _out.print(f"{_note(where)}{_left(where)}", highlight=False, soft_wrap=True)
 
 
 def _note(where: Where) -> str:
-    return f"{where.rate:.2g} cells/s, {where.failed} failed"
+    rate = where.runs_now / where.elapsed if where.elapsed else 0.0
+    return f"{where.parts_done}/{where.parts} parts, {rate:.3g} runs/s, {where.failed} failed"
+
+
+def _left(where: Where) -> str:
+    if not 0 < where.predicted_done < where.predicted_seconds:
+        return ""
+    speed = where.predicted_done / where.elapsed
+    return f", about {_duration((where.predicted_seconds - where.predicted_done) / speed)} left"
 
 
 def _status(store: Store) -> dict[str, Any]:
@@ -279,8 +275,8 @@ def _status(store: Store) -> dict[str, Any]:
     cells = store.status()
     done = int((cells == DONE).sum()) + sum(len(part.seeds) for part in store.parts())
     failed = int((cells == FAILED).sum())
-    holder = store.lock_holder()
-    said = (store.progress() or {}) if holder else {}
+    holder = store.holder()
+    said = store.progress() if holder else {}
     running = int(said.get("running", 0))
     return {
         "store": str(store.path),
@@ -300,7 +296,7 @@ def _conclude(store: Store) -> None:
     from analysis import figures, recovery, scaling
     from analysis.thresholds import alpha_bbp_init
 
-    dataset = store.open()
+    dataset = store.open().load()
     probability = recovery.recovery_probability(dataset)
     half = recovery.alpha_half(dataset)
     laws = scaling.fit_log_laws(half)
@@ -316,12 +312,10 @@ def _conclude(store: Store) -> None:
         table.add_column(column, justify="right")
     for N in half.N.values:
         at = half.sel(N=N)
-        table.add_row(
-            str(N), f"{float(at.alpha_half):.3f}", f"{float(at.standard_error):.3f}"
-        )
+        table.add_row(str(N), f"{float(at.alpha_half):.3f}", f"{float(at.standard_error):.3f}")
     _out.print(table)
     _out.print(f"outlier at the random start from alpha_BBP_init = {alpha_bbp_init(a):.4f}")
-    _out.print(scaling.describe(half, laws), highlight=False, soft_wrap=True)
+    _out.print(scaling.describe(laws), highlight=False, soft_wrap=True)
     _out.print(f"Figures: {folder}", highlight=False, soft_wrap=True)
     _out.print(f'Data:    xarray.open_zarr("{store.path}")', highlight=False, soft_wrap=True)
     failed = int((store.status() == FAILED).sum())
@@ -381,4 +375,3 @@ def _bytes(number: float) -> str:
 def main() -> None:
     """Entry point of the console script."""
     app()
-

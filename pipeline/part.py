@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from kernels.descent import Outcome, descend
 from kernels.hessian import Eigenpairs, lowest_eigenpairs
 from kernels.instance import Instance, draw_instance, uniform_starts
 from kernels.loss import Array
-from pipeline.spec import Sweep
+from pipeline.dataset import cell_dtype
+from pipeline.spec import Recipe, measurements
 
-Arrays = dict[str, npt.NDArray[Any]]
+Cells = npt.NDArray[Any]
+"""(n,), structured: a record of `pipeline.dataset.cell_dtype` for each of n consecutive seeds."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,75 +51,63 @@ class Part:
         return f"alpha = {self.alpha:g}, N = {self.N}, seed {self.first_seed} to {self.last_seed}"
 
 
-def compute(sweep: Sweep, part: Part) -> Arrays:
+def compute(recipe: Recipe, part: Part) -> Cells:
     """Run every start of every cell of a part, with one BLAS thread.
 
     Returns
     -------
-    dict
-        The variables of the dataset that have a seed axis (architecture of the dataset:
-        `pipeline.store.VARIABLES`), with that axis first; alpha and N are the part's own.
-        Deterministic but for ``seconds``.
+    Cells
+        In the order of `part.seeds`. Each cell is computed by itself, so it has the same bits in
+        whatever part it comes; all but ``seconds`` is deterministic.
     """
+    cells = np.empty(len(part.seeds), cell_dtype(recipe))
     with threadpool_limits(limits=1, user_api="blas"):
-        cells = [_cell(sweep, part.alpha, part.N, seed) for seed in part.seeds]
-    return {name: np.stack([cell[name] for cell in cells]) for name in cells[0]}
+        for cell, seed in zip(cells, part.seeds, strict=True):
+            for name, values in _compute_cell(recipe, part.alpha, part.N, seed).items():
+                cell[name] = values
+    return cells
 
 
-def _cell(sweep: Sweep, alpha: float, N: int, seed: int) -> Arrays:
+def _compute_cell(recipe: Recipe, alpha: float, N: int, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
-    settings = sweep.descent
+    settings = recipe.descent
     instance = draw_instance(
-        sweep.root_seed,
+        recipe.root_seed,
         N,
         seed,
-        M=sweep.measurements(alpha, N),
+        M=measurements(alpha, N),
         signal=settings.signal,
         precision=settings.precision,
     )
-    starts = uniform_starts(
-        sweep.root_seed, N, seed, sweep.grid.start, precision=settings.precision
-    )
-    probe = _HessianProbe(sweep, instance) if sweep.probe else None
+    starts = uniform_starts(recipe.root_seed, N, seed, recipe.start, precision=settings.precision)
+    probe = _HessianProbe(recipe, instance)
     run = descend(
         instance,
         starts,
         a=settings.a,
         learning_rate=settings.learning_rate,
-        record=sweep.steps,
+        record=recipe.steps,
         recovered_at=settings.recovered_at,
         trapped_below=settings.trapped_below,
-        probe=probe,
+        probe=probe if recipe.probe_steps else None,
     )
-    cell: Arrays = {
-        "outcome": run.outcome,
-        "recovered": (run.outcome == Outcome.RECOVERED).astype(np.float32),
-        "steps": run.steps.astype(np.float64),
-        "recovery_time": run.recovery_time,
-        "final_overlap": run.final_overlap,
-        "final_energy": run.final_energy,
-        "overlap": run.overlap,
-        "energy": run.energy,
-        "mu": run.mu,
-        "bulk_edge": run.bulk_edge,
-        "outlier": run.outlier,
-        "outlier_overlap": run.outlier_overlap,
+    probed = {"lambda_min": probe.values, "signal_overlap": probe.overlaps} if recipe.modes else {}
+    return {
+        **{field.name: getattr(run, field.name) for field in fields(run)},
+        **probed,
+        "recovered": run.outcome == Outcome.RECOVERED,
+        "seconds": time.perf_counter() - began,
     }
-    if probe is not None:
-        cell |= {"lambda_min": probe.values, "signal_overlap": probe.overlaps}
-    cell["seconds"] = np.array(time.perf_counter() - began)
-    return cell
 
 
 class _HessianProbe:
     """Collects the lowest eigenpairs along the first start, each from the previous one's vector."""
 
-    def __init__(self, sweep: Sweep, instance: Instance) -> None:
-        assert sweep.probe is not None
-        self._at = {sweep.steps.index(step) for step in sweep.probe_steps}
-        self._a, self._modes, self._instance = sweep.descent.a, sweep.probe.modes, instance
+    def __init__(self, recipe: Recipe, instance: Instance) -> None:
+        self._at = {recipe.steps.index(step) for step in recipe.probe_steps}
+        self._a, self._modes, self._instance = recipe.descent.a, recipe.modes, instance
         self._previous: Eigenpairs | None = None
-        self.values = np.full((len(sweep.steps), self._modes), np.nan)
+        self.values = np.full((len(recipe.steps), self._modes), np.nan)
         self.overlaps = np.full_like(self.values, np.nan)
 
     def __call__(self, k: int, w: Array) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +16,11 @@ from threadpoolctl import threadpool_limits
 from kernels.descent import descend
 from kernels.hessian import DENSE_UP_TO
 from kernels.instance import draw_instance, uniform_starts
+from pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
+from pipeline.layout import seeds_per_chunk
 from pipeline.part import Part
-from pipeline.spec import Sweep
-from pipeline.store import DONE, FAILED, MISSING, VARIABLES, Block, Store, seeds_per_chunk
+from pipeline.spec import Recipe, Sweep, measurements
+from pipeline.store import Block, Store, wider_sweep
 
 SECONDS_PER_PART = 5.0
 _CALIBRATION_N = (64, 256, 1024)
@@ -27,6 +31,9 @@ _PRODUCT_SECONDS = 2e-10  # a multiply-add of ARPACK's products with X, bound by
 _ARPACK_PRODUCTS = 300
 _PROCESS_BYTES = 300e6  # a worker with NumPy, SciPy, xarray, zarr and distributed loaded
 _FILES_BESIDE = 40  # metadata, coordinates, lock, log
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -49,38 +56,36 @@ class CostModel:
     correction: float
     known: dict[tuple[float, int], float]
 
-    def seconds(self, sweep: Sweep, alpha: float, N: int) -> float:
+    def seconds(self, recipe: Recipe, alpha: float, N: int) -> float:
         """Seconds of one cell (alpha, N, seed)."""
         if (alpha, N) in self.known:
             return self.known[alpha, N]
-        return self.correction * self._bound(sweep, alpha, N)
+        return self.correction * self._bound(recipe, alpha, N)
 
-    def _bound(self, sweep: Sweep, alpha: float, N: int) -> float:
-        M, R = sweep.measurements(alpha, N), len(sweep.grid.start)
+    def _bound(self, recipe: Recipe, alpha: float, N: int) -> float:
+        M, R = measurements(alpha, N), len(recipe.start)
         per_flop = np.interp(np.log(N), np.log(_CALIBRATION_N), self.flop_seconds)
-        descent = sweep.last_step * 4 * M * N * R * per_flop
-        theory = len(sweep.steps) * M * R * _THEORY_SECONDS
+        descent = recipe.steps[-1] * 4 * M * N * R * per_flop
+        theory = len(recipe.steps) * M * R * _THEORY_SECONDS
         products = min(N, _ARPACK_PRODUCTS) * 2 * M * N * _PRODUCT_SECONDS
-        probes = len(sweep.probe_steps) * products
+        probes = len(recipe.probe_steps) * products
         return float(M * N * _DRAW_SECONDS + descent + theory + probes)
 
 
-def calibrate(sweep: Sweep, store: Store | None = None) -> CostModel:
+def calibrate(recipe: Recipe, store: Store | None = None) -> CostModel:
     """Measure this machine for about a second, and read the seconds of cells already done."""
-    starts = len(sweep.grid.start)
     with threadpool_limits(limits=1, user_api="blas"):
-        rates = np.array([_flop_seconds(N, starts) for N in _CALIBRATION_N])
+        rates = np.array([_flop_seconds(N, len(recipe.start)) for N in _CALIBRATION_N])
     model = CostModel(rates, 1.0, {})
     if store is None:
         return model
-    seconds = store.seconds()
+    grid, seconds = store.sweep().grid, store.seconds()
+    counted = np.isfinite(seconds).sum(axis=2)
+    mean = np.nansum(seconds, axis=2) / np.maximum(counted, 1)
     known = {
-        (alpha, N): float(np.nanmean(seconds[i, j]))
-        for i, alpha in enumerate(sweep.grid.alpha)
-        for j, N in enumerate(sweep.grid.N)
-        if np.isfinite(seconds[i, j]).any()
+        (grid.alpha[i], grid.N[j]): float(mean[i, j]) for i, j in np.argwhere(counted).tolist()
     }
-    ratios = [spent / model.seconds(sweep, *cell) for cell, spent in known.items()]
+    ratios = [spent / model.seconds(recipe, *cell) for cell, spent in known.items()]
     return CostModel(rates, float(np.median(ratios)) if ratios else 1.0, known)
 
 
@@ -100,11 +105,10 @@ def _flop_seconds(N: int, starts: int) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do for one block: parts to compute, and parts that only wait for it."""
+    """The parts that are missing in one block."""
 
     block: Block
     parts: tuple[Part, ...]
-    handed_in: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -113,35 +117,100 @@ class Plan:
 
     Attributes
     ----------
-    work : tuple of Work
-        Largest parts first.
     cells, done, failed, handed_in : int
         Cells of the sweep; with status done; failed; in parts that wait for their commit.
-    seconds : dict
-        Predicted core-seconds of the missing cells by N.
-    parts, missing : dict
-        Parts and missing cells by N.
+    missing, parts : dict
+        Cells to compute, and the parts they are cut into, by N.
+    seconds, longest : dict
+        Predicted core-seconds of these cells, and of the longest part, by N.
     bytes : dict
         Peak memory of a worker by N.
     files, disk : int
         Files of the finished store, and its bytes before compression.
     """
 
-    work: tuple[Work, ...]
     cells: int
     done: int
     failed: int
     handed_in: int
-    seconds: dict[int, float]
-    parts: dict[int, int]
     missing: dict[int, int]
+    parts: dict[int, int]
+    seconds: dict[int, float]
+    longest: dict[int, float]
     bytes: dict[int, float]
     files: int
     disk: int
+    _sweep: Sweep
+    _runs: _Runs
+    _cost: npt.NDArray[np.float64]
 
-    def all_parts(self) -> Iterator[Part]:
-        """Parts to compute, in order."""
-        return (part for work in self.work for part in work.parts)
+    def work(self, sizes: Collection[int] | None = None) -> Iterator[Work]:
+        """What is missing at these N (default: all), the longest parts first; made as it is read.
+
+        However large the sweep, no more than the blocks in work need be held.
+        """
+        grid, runs = self._sweep.grid, self._runs
+        wanted = [j for j, N in enumerate(grid.N) if sizes is None or N in sizes]
+        chosen = runs.order[np.isin(runs.j[runs.order], wanted)]
+        rows = zip(*(column[chosen] for column in runs.columns()), strict=True)
+        for (i, j, chunk), block in groupby(rows, key=itemgetter(0, 1, 2)):
+            alpha, N = grid.alpha[i], grid.N[j]
+            yield Work(
+                Block(alpha, N, int(chunk)),
+                tuple(
+                    Part(alpha, N, seed + a, seed + b - 1)
+                    for _, _, _, seed, length, number in block
+                    for a, b in pairwise(int(length) * n // int(number) for n in range(number + 1))
+                    for seed in (int(seed),)
+                ),
+            )
+
+    def part_seconds(self, part: Part) -> float:
+        """Predicted core-seconds of a part."""
+        grid = self._sweep.grid
+        cost = self._cost[grid.alpha.index(part.alpha), grid.N.index(part.N)]
+        return float(cost * len(part.seeds))
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of consecutive missing seeds in one chunk, as columns; no longer list is ever made.
+
+    Attributes
+    ----------
+    i, j, chunk, seed, length, number : (n,)
+        Place of alpha and N, chunk, first seed, length, and number of parts it is cut into.
+    order : (n,)
+        Longest parts first; the runs of a block follow one another.
+    """
+
+    i: Ints
+    j: Ints
+    chunk: Ints
+    seed: Ints
+    length: Ints
+    number: Ints
+    order: Ints
+
+    def columns(self) -> tuple[Ints, ...]:
+        return self.i, self.j, self.chunk, self.seed, self.length, self.number
+
+    @classmethod
+    def of(
+        cls, wanted: Bools, seeds: Ints, chunk: Ints, size: Ints, cost: npt.NDArray[np.float64]
+    ) -> _Runs:
+        # A seed continues a run if the one before it is wanted, its neighbour, and in its chunk.
+        joined = (np.diff(seeds) == 1) & (np.diff(chunk) == 0)
+        both = wanted[..., 1:] & wanted[..., :-1] & joined
+        begins, ends = wanted.copy(), wanted.copy()
+        begins[..., 1:] &= ~both
+        ends[..., :-1] &= ~both
+        i, j, first = np.nonzero(begins)
+        length = np.nonzero(ends)[2] - first + 1
+        number = -(-length // size[i, j])
+        part_cost = cost[i, j] * np.minimum(size[i, j], wanted.shape[2])
+        order = np.lexsort((first, j, i, -part_cost))
+        return cls(i, j, chunk[first], seeds[first], length, number, order)
 
 
 def make_plan(
@@ -159,102 +228,77 @@ def make_plan(
     sweep : Sweep
     model : CostModel
     store : Store, optional
-        Where the sweep is or will be kept.
+        Where the sweep is kept; it may hold more values than the sweep has, or fewer.
     seconds_per_part : float
         How long a part should take; at least one seed goes into each.
     retry_failed : bool
         Whether failed cells are computed again.
     """
-    grid = sweep.grid
-    shape = (len(grid.alpha), len(grid.N), len(grid.seed))
-    there = store is not None and store.exists()
-    status = store.status() if store and there else np.zeros(shape, np.int8)
-    waiting = handed_in(sweep, store) if store and there else {}
-    ready = [part for parts in waiting.values() for part in parts]
-    per_chunk = store.seeds_per_chunk() if store and there else seeds_per_chunk(sweep)
-    wanted = status == MISSING
+    grid, recipe = sweep.grid, sweep.recipe
+    seeds = np.array(grid.seed, dtype=np.int64)
+    whole = wider_sweep(store, sweep) if store else sweep
+    per_chunk = store.attributes()["seeds_per_chunk"] if store else seeds_per_chunk(sweep)
+    chunk = np.searchsorted(np.array(whole.grid.seed), seeds) // per_chunk
+    status, handed_in = _known(sweep, store)
+
+    wanted = (status == MISSING) & ~handed_in
     if retry_failed:
         wanted |= status == FAILED
-    seeds = np.array(grid.seed, dtype=np.int64)
+    cost = np.array([[model.seconds(recipe, alpha, N) for N in grid.N] for alpha in grid.alpha])
+    size = np.maximum(1, seconds_per_part / cost).astype(np.int64)
+    runs = _Runs.of(wanted, seeds, chunk, size, cost)
+    missing = wanted.sum(axis=(0, 2))
+    parts = np.bincount(runs.j, runs.number, len(grid.N)).astype(int)
+    longest = np.zeros(len(grid.N))
+    np.maximum.at(longest, runs.j, cost[runs.i, runs.j] * -(-runs.length // runs.number))
+    blocks = len(whole.grid.alpha) * len(whole.grid.N) * -(-len(whole.grid.seed) // per_chunk)
+    cells = np.prod([len(getattr(whole.grid, axis)) for axis in GRID], dtype=int)
 
-    for part in ready:
-        i, j = grid.alpha.index(part.alpha), grid.N.index(part.N)
-        wanted[i, j, (seeds >= part.first_seed) & (seeds <= part.last_seed)] = False
+    def by_N(values: npt.NDArray[np.generic]) -> dict[int, Any]:
+        return dict(zip(grid.N, values.tolist(), strict=True))
 
-    work, seconds, parts, missing = [], {}, {}, {}
-    for j, N in enumerate(grid.N):
-        seconds[N], parts[N], missing[N] = 0.0, 0, 0
-        for i, alpha in enumerate(grid.alpha):
-            cost = model.seconds(sweep, alpha, N)
-            size = max(1, int(seconds_per_part / cost))
-            absent = np.flatnonzero(wanted[i, j])
-            seconds[N] += cost * len(absent)
-            missing[N] += len(absent)
-            by_chunk = {c: list(k) for c, k in groupby(absent, key=lambda k: int(k) // per_chunk)}
-            for chunk in by_chunk:
-                block = Block(alpha, N, chunk)
-                new = tuple(
-                    Part(alpha, N, run[0], run[-1])
-                    for run in _runs(seeds[by_chunk[chunk]].tolist(), size)
-                )
-                parts[N] += len(new)
-                work.append(
-                    (cost * len(absent), Work(block, new, tuple(waiting.pop(block, ()))))
-                )
-    work.sort(key=lambda item: (-item[0] / max(1, len(item[1].parts)), item[1].block))
-    only_commit = [Work(block, (), tuple(found)) for block, found in waiting.items()]
-    size = np.dtype(sweep.descent.precision).itemsize
-    chunks = shape[0] * shape[1] * -(-shape[2] // per_chunk)
-    kept = [v for v in VARIABLES.values() if "seed" in v.dims and (sweep.probe or "mode" not in v.dims)]
     return Plan(
-        work=(*only_commit, *(item for _, item in work)),
         cells=status.size,
         done=int((status == DONE).sum()),
         failed=int((status == FAILED).sum()),
-        handed_in=sum(len(part.seeds) for part in ready),
-        seconds=seconds,
-        parts=parts,
-        missing=missing,
-        bytes={N: _peak_bytes(sweep, N, size) for N in grid.N},
-        files=chunks * len(kept) + _FILES_BESIDE,
-        disk=status.size * sum(_bytes_per_cell(sweep, v.dims, v.kind) for v in kept),
+        handed_in=int(handed_in.sum()),
+        missing=by_N(missing),
+        parts=by_N(parts),
+        seconds=by_N((cost * wanted.sum(axis=2)).sum(axis=0)),
+        longest=by_N(longest),
+        bytes={N: _peak_bytes(recipe, max(grid.alpha), N) for N in grid.N},
+        files=blocks * len(cell_variables(recipe)) + _FILES_BESIDE,
+        disk=int(cells) * cell_dtype(recipe).itemsize,
+        _sweep=sweep,
+        _runs=runs,
+        _cost=cost,
     )
 
 
-def handed_in(sweep: Sweep, store: Store) -> dict[Block, list[Part]]:
-    """Parts on the disk that wait for their commit, by block; unreadable ones are removed."""
-    waiting: dict[Block, list[Part]] = {}
+def _known(sweep: Sweep, store: Store | None) -> tuple[npt.NDArray[np.int8], Bools]:
+    """Status of the sweep's cells, and which of the missing ones wait for their commit."""
+    grid = sweep.grid
+    status = np.zeros((len(grid.alpha), len(grid.N), len(grid.seed)), np.int8)
+    waiting = np.zeros(status.shape, bool)
+    if store is None:
+        return status, waiting
+    held = store.sweep().grid
+    shared = [np.intersect1d(getattr(grid, axis), getattr(held, axis)) for axis in GRID]
+    here = [np.searchsorted(getattr(grid, a), v) for a, v in zip(GRID, shared, strict=True)]
+    there = [np.searchsorted(getattr(held, a), v) for a, v in zip(GRID, shared, strict=True)]
+    status[np.ix_(*here)] = store.status()[np.ix_(*there)]
+    seeds = np.array(grid.seed)
     for part in store.parts():
-        if store.readable(part):
-            chunk = sweep.grid.seed.index(part.first_seed) // store.seeds_per_chunk()
-            waiting.setdefault(Block(part.alpha, part.N, chunk), []).append(part)
-        else:
-            store.discard(part)
-    return waiting
+        if part.alpha in grid.alpha and part.N in grid.N:
+            i, j = grid.alpha.index(part.alpha), grid.N.index(part.N)
+            waiting[i, j] |= (seeds >= part.first_seed) & (seeds <= part.last_seed)
+    return status, waiting & (status != DONE)
 
 
-def _runs(seeds: list[int], size: int) -> Iterable[list[int]]:
-    """Cut ascending seeds into runs of consecutive numbers, at most `size` long, evenly."""
-    for _, group in groupby(enumerate(seeds), key=lambda item: item[1] - item[0]):
-        run = [seed for _, seed in group]
-        number = -(-len(run) // size)
-        edges = [len(run) * n // number for n in range(number + 1)]
-        yield from (run[a:b] for a, b in zip(edges, edges[1:], strict=False))
-
-
-def _peak_bytes(sweep: Sweep, N: int, size: int) -> float:
-    M, R = sweep.measurements(max(sweep.grid.alpha), N), len(sweep.grid.start)
+def _peak_bytes(recipe: Recipe, alpha: float, N: int) -> float:
+    M, R = measurements(alpha, N), len(recipe.start)
+    size = np.dtype(recipe.descent.precision).itemsize
     matrix = M * N * (size + (4 if size == 8 else 0))  # drawn in single precision
     theory = 6 * M * R * 8
-    dense = 4 * N * N * 8 if sweep.probe and N <= DENSE_UP_TO else 60 * N * 8
+    dense = 4 * N * N * 8 if recipe.modes and N <= DENSE_UP_TO else 60 * N * 8
     return float(_PROCESS_BYTES + matrix + 3 * M * R * size + theory + dense)
-
-
-def _bytes_per_cell(sweep: Sweep, dims: tuple[str, ...], kind: str) -> int:
-    sizes = {
-        "start": len(sweep.grid.start),
-        "time": len(sweep.steps),
-        "mode": sweep.probe.modes if sweep.probe else 0,
-    }
-    item = np.dtype(sweep.descent.precision if kind == "real" else kind).itemsize
-    return int(item * np.prod([sizes.get(d, 1) for d in dims]))

@@ -7,8 +7,10 @@ import math
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -217,6 +219,42 @@ class Probe(_Section):
     modes: int = Field(ge=1)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """All that the numbers of a cell depend on, besides its own (alpha, N, seed).
+
+    Attributes
+    ----------
+    root_seed : int
+        All random streams descend from it.
+    start : tuple of int
+        Names of the initial conditions.
+    descent : Descent
+    steps, probe_steps : tuple of int
+        Steps at which the series are recorded, from 0 to the last one, and at which the Hessian is
+        probed, a subset.
+    modes : int
+        Eigenpairs of a probe; 0 without probes.
+    """
+
+    root_seed: int
+    start: tuple[int, ...]
+    descent: Descent
+    steps: tuple[int, ...]
+    probe_steps: tuple[int, ...]
+    modes: int
+
+    @property
+    def times(self) -> npt.NDArray[np.float64]:
+        """Physical times of `steps`, learning_rate * step, shape (len(steps),)."""
+        return self.descent.learning_rate * np.array(self.steps, dtype=np.float64)
+
+
+def measurements(alpha: float, N: int) -> int:
+    """Return the number of measurements, M = round(alpha N) (a half goes to even)."""
+    return round(alpha * N)
+
+
 class Sweep(_Table):
     """What a sweep file asks for, validated as a whole.
 
@@ -275,39 +313,26 @@ class Sweep(_Table):
             problems = [*_within(error), *_across(document, known)]
             raise SweepError([_line(source, document, *p) for p in problems]) from None
 
-    @staticmethod
-    def measurements(alpha: float, N: int) -> int:
-        """Return the number of measurements, M = round(alpha N) (a half goes to even)."""
-        return round(alpha * N)
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How every cell is computed; recorded steps are those nearest to the times asked for.
 
-    @property
-    def last_step(self) -> int:
-        """Number of steps of a run that is neither recovered nor trapped before t_max."""
-        return self._step(self.descent.t_max)
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Steps at which something is recorded, ascending, from 0 to `last_step`.
-
-        They are nearest to the times of [record] and [probe], 0 and t_max; times closer than a
-        step fall together.
+        Steps ascend; 0 and that of t_max are among them, and times closer than a step fall together.
         """
-        recorded = {self._step(t) for t in self.record.times}
-        return tuple(sorted({0, self.last_step, *recorded, *self.probe_steps}))
 
-    @property
-    def probe_steps(self) -> tuple[int, ...]:
-        """Steps at which the Hessian is probed, ascending; a subset of `steps`."""
-        times = self.probe.times if self.probe else ()
-        return tuple(sorted({self._step(t) for t in times}))
+        def step(time: float) -> int:
+            return round(time / self.descent.learning_rate)
 
-    @property
-    def times(self) -> npt.NDArray[np.float64]:
-        """Physical times of `steps`, learning_rate * step, shape (len(steps),)."""
-        return self.descent.learning_rate * np.array(self.steps, dtype=np.float64)
-
-    def _step(self, time: float) -> int:
-        return round(time / self.descent.learning_rate)
+        probe_steps = {step(t) for t in self.probe.times} if self.probe else set()
+        times = (0.0, *self.record.times, self.descent.t_max)
+        return Recipe(
+            root_seed=self.root_seed,
+            start=self.grid.start,
+            descent=self.descent,
+            steps=tuple(sorted(probe_steps.union(step(t) for t in times))),
+            probe_steps=tuple(sorted(probe_steps)),
+            modes=self.probe.modes if self.probe else 0,
+        )
 
 
 _SECTIONS: dict[str, type[_Section]] = {
@@ -380,15 +405,25 @@ def differences(old: Sweep, new: Sweep) -> list[str]:
         One line for each key that differs; empty if the new sweep can use the store.
     """
     before, after = _identity(old), _identity(new)
-    if old.steps == new.steps:
+    if old.recipe.steps == new.recipe.steps:
         after["[record] times"] = before["[record] times"]
-    if old.probe_steps == new.probe_steps and old.probe and new.probe:
+    if old.recipe.probe_steps == new.recipe.probe_steps and old.probe and new.probe:
         after["[probe] times"] = before["[probe] times"]
     return [
         _difference(key, before.get(key), after.get(key))
         for key in before | after
         if before.get(key) != after.get(key)
     ]
+
+
+def union(old: Sweep, new: Sweep) -> Sweep:
+    """Return a sweep with the values of both on its axes alpha, N and seed, all else as in `old`."""
+    axes = {
+        axis: sorted({*getattr(old.grid, axis), *getattr(new.grid, axis)})
+        for axis in ("alpha", "N", "seed")
+    }
+    document = as_document(old)
+    return Sweep.from_document(document | {"grid": document["grid"] | axes})
 
 
 def _preset_text(name: str) -> str:
@@ -467,7 +502,7 @@ def _across(document: Mapping[str, Any], known: _Known) -> Iterator[_Problem]:
         yield ("probe", "modes"), f"must be < the smallest N = {smallest}; got {modes}"
     if ("grid", "alpha") in known and smallest < math.inf:
         for place, alpha in _typed(document, "grid", "alpha"):
-            if Sweep.measurements(alpha, smallest) < 1:
+            if measurements(alpha, smallest) < 1:
                 rule = f"must give round(alpha N) >= 1 measurements at N = {smallest}"
                 yield place, f"{rule}; got {_shown(alpha)}"
     limit = f"t_max = {t_max:g}" if t_max < math.inf else "t_max"
@@ -495,7 +530,7 @@ def _line(source: str, document: Mapping[str, Any], place: _Place, text: str) ->
 
 
 def _ordinal(index: int) -> str:
-    words = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+    words = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
     return f"{words[index]} value" if index < len(words) else f"value {index + 1}"
 
 

@@ -1,127 +1,46 @@
-"""The Zarr store of a sweep: create, hand in parts, commit blocks, read what is there.
+"""The store of a sweep: many readers, workers that hand in parts, and one writer.
 
-    results.zarr/        Zarr v3, consolidated: the dataset, and nothing else
+    results.zarr/        Zarr v3, consolidated: the dataset, and nothing else (`pipeline.layout`)
     results.zarr.run/    beside it: lock, parts/, errors/, progress.json, events.jsonl
 
-A worker hands in a part as one file, by an atomic rename. A commit owns one block (one alpha, one
-N, the seeds of one chunk): it merges the block's parts over what is there and writes ``status``
-last, so a cell is done only when everything of it is on disk. Every step can be killed and
-repeated: parts are deterministic, merging twice changes nothing, and parts are removed only after
-the committed block was read back.
+A worker hands in a part as one file, by an atomic rename. The writer, who holds the lock, commits a
+block (one alpha, one N, the seeds of one chunk): it merges the block's parts over what is there and
+writes ``status`` last, so a cell is done only when everything of it is on disk. Every step can be
+killed and repeated: parts are deterministic, merging twice changes nothing, and parts are removed only
+after the committed block was read back.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
+import time
 import traceback
-import uuid
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import filelock
 import numpy as np
 import numpy.typing as npt
+import psutil
 import xarray as xr
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from kernels.descent import Outcome
-from pipeline.part import Arrays, Part
-from pipeline.spec import Sweep, SweepError, as_document, differences
+from pipeline import layout
+from pipeline.dataset import DONE, FAILED, cell_variables
+from pipeline.files import replace, replace_text, sync
+from pipeline.part import Cells, Part
+from pipeline.spec import Sweep, SweepError, differences, union
 
-MISSING, DONE, FAILED = range(3)
-_STATUS = ("missing", "done", "failed")
-_LEASE_SECONDS = 60.0
-_ELEMENTS_PER_CHUNK = 1000  # seeds * starts; keeps the number of files low
+LEASE_SECONDS = 60.0  # a driver that shows no sign of life for so long may be taken over
 
 
 class StoreError(RuntimeError):
     """The store cannot be used as asked; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One data variable of the dataset.
-
-    ``kind`` is a NumPy dtype, or "real" for the precision of the descent.
-    """
-
-    dims: tuple[str, ...]
-    kind: str
-    long_name: str
-    units: str = "1"
-    fill: float = float("nan")
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _flags(names: Iterable[str]) -> dict[str, Any]:
-    meanings = list(names)
-    return {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
-
-
-_CELL = ("alpha", "N", "seed")
-_RUN = (*_CELL, "start")
-_SERIES = (*_RUN, "time")
-_MODES = (*_CELL, "time", "mode")
-_TIME = "learning_rate * step"
-
-VARIABLES: dict[str, Variable] = {
-    "status": Variable(_CELL, "int8", "what is known of the cell", fill=0, attrs=_flags(_STATUS)),
-    "outcome": Variable(
-        _RUN,
-        "int8",
-        "how the start ended",
-        fill=0,
-        attrs=_flags(o.name.lower() for o in Outcome)
-        | {"comment": "; ".join(f"{o.name.lower()}: {o.advice}" for o in Outcome)},
-    ),
-    "recovered": Variable(_RUN, "float32", "1 if the signal was recovered, else 0"),
-    "recovery_time": Variable(_RUN, "float64", "time of recovery", _TIME),
-    "steps": Variable(_RUN, "float64", "steps of gradient descent taken"),
-    "final_overlap": Variable(_RUN, "real", "overlap w.w_star/N at the last step"),
-    "final_energy": Variable(_RUN, "real", "energy at the last step"),
-    "overlap": Variable(_SERIES, "real", "overlap w.w_star/N; its sign is arbitrary"),
-    "energy": Variable(_SERIES, "real", "energy, mean loss of a sample"),
-    "mu": Variable(_SERIES, "real", "Lagrange multiplier w.grad L/N"),
-    "bulk_edge": Variable(
-        _SERIES, "real", "lower edge of the Riemannian Hessian's bulk at large N, from the labels"
-    ),
-    "outlier": Variable(
-        _SERIES, "real", "outlier of the Riemannian Hessian at large N; NaN where there is none"
-    ),
-    "outlier_overlap": Variable(
-        _SERIES, "real", "squared overlap of the outlier's eigenvector with the signal at large N"
-    ),
-    "lambda_min": Variable(
-        _MODES, "float64", "lowest eigenvalues of the Riemannian Hessian of the first start"
-    ),
-    "signal_overlap": Variable(
-        _MODES, "float64", "squared overlap of these eigenvectors with the signal"
-    ),
-    "measurements": Variable(("alpha", "N"), "int64", "number of measurements M = round(alpha N)"),
-    "seconds": Variable(_CELL, "float64", "time the cell took on one core", "s"),
-    "code": Variable(
-        _CELL, "int16", "index into the attribute code_versions; -1 if not computed", fill=-1
-    ),
-}
-
-_COORDINATES: dict[str, tuple[str, str]] = {
-    "alpha": ("signal-to-noise ratio M/N asked for", "1"),
-    "N": ("dimension of the signal", "1"),
-    "seed": ("name of the sensing matrix, signal and labels", "1"),
-    "start": ("name of the initial condition", "1"),
-    "time": ("physical time", _TIME),
-    "mode": ("rank of the eigenvalue, from the lowest", "1"),
-}
 
 
 @dataclass(frozen=True, order=True)
@@ -140,30 +59,30 @@ class Failure:
     part: Part
     error: str
     traceback: str
+    host: str
     attempts: int
 
     @classmethod
-    def of(cls, part: Part, error: BaseException, attempts: int) -> Failure:
-        """Keep what an exception says."""
+    def of(cls, part: Part, error: BaseException, *, attempts: int) -> Failure:
+        """Keep what an exception says; its first note tells where it was raised."""
         text = "".join(traceback.format_exception(error))
-        return cls(part, f"{type(error).__name__}: {error}", text, attempts)
+        host = getattr(error, "__notes__", ["unknown"])[0].removeprefix("on ")
+        return cls(part, f"{type(error).__name__}: {error}", text, host, attempts)
 
 
-def seeds_per_chunk(sweep: Sweep) -> int:
-    """Length of a chunk along seed in a new store, which keeps it for ever."""
-    return max(1, _ELEMENTS_PER_CHUNK // len(sweep.grid.start))
+def hand_in(folder: Path, part: Part, cells: Cells) -> None:
+    """Write a part's file into the parts folder of a store: whole and durable, or not there."""
+    replace(folder / f"{part.name}.npz", lambda file: np.savez(file, cells=cells))
 
 
 class Store:
-    """A sweep's store at a path. Cheap to make; nothing is kept open between calls."""
+    """A sweep's store at a path, to read. Cheap to make; nothing is kept open between calls."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.control = self.path.with_name(self.path.name + ".run")
-        self._parts = self.control / "parts"
-        self._errors = self.control / "errors"
-
-    # -- what is there ---------------------------------------------------------------------------
+        self.parts_folder = self.control / "parts"
+        self.errors_folder = self.control / "errors"
 
     def exists(self) -> bool:
         """Whether a sweep was created here.
@@ -173,108 +92,174 @@ class Store:
         StoreError
             If something else is at the path.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return False
-        if "sweep" not in self._root_attributes():
+        if not layout.read_root(self.path):
             raise StoreError(
                 f"store {self.path} must be a sweep's Zarr store or not exist; something else is "
-                "there: choose another --store."
+                "there, or its zarr.json is damaged: choose another --store."
             )
         return True
 
-    def _root_attributes(self) -> dict[str, Any]:
-        try:
-            document = json.loads((self.path / "zarr.json").read_text())
-            return cast(dict[str, Any], document["attributes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
     def sweep(self) -> Sweep:
-        """The sweep that the store belongs to."""
-        attributes = self._root_attributes()
-        if "sweep" not in attributes:
-            raise StoreError(f"store {self.path} must be a sweep's Zarr store; there is none.")
+        """Read the sweep that the store holds."""
         try:
-            return Sweep.from_document(attributes["sweep"], f"store {self.path}")
+            return Sweep.from_document(self.attributes()["sweep"], f"store {self.path}")
         except SweepError as error:
             raise StoreError(str(error)) from None
 
+    def attributes(self) -> dict[str, Any]:
+        """Read the root attributes."""
+        if not self.exists():
+            raise StoreError(f"store {self.path} must be a sweep's Zarr store; there is none.")
+        return cast(dict[str, Any], layout.read_root(self.path)["attributes"])
+
     def status(self) -> npt.NDArray[np.int8]:
         """Status of every cell, (alpha, N, seed): 0 missing, 1 done, 2 failed."""
-        return np.asarray(self._group("r")["status"][...], dtype=np.int8)
+        return np.asarray(layout.open_arrays(self.path)["status"][...])
 
     def seconds(self) -> npt.NDArray[np.float64]:
         """Seconds every cell took, (alpha, N, seed); NaN where not computed."""
-        return np.asarray(self._group("r")["seconds"][...], dtype=np.float64)
-
-    def seeds_per_chunk(self) -> int:
-        """Length of a chunk along seed, fixed when the store was created."""
-        return int(self._root_attributes()["seeds_per_chunk"])
+        return np.asarray(layout.open_arrays(self.path)["seconds"][...])
 
     def parts(self) -> list[Part]:
-        """Parts that were handed in and are not yet committed, in order of their names."""
+        """List parts that were handed in and are not yet committed, in order of their names."""
         found = []
-        for file in sorted(self._parts.glob("*.npz")):
+        for file in sorted(self.parts_folder.glob("*.npz")):
             with suppress(ValueError):
                 found.append(Part.from_name(file.name.removesuffix(".npz")))
         return found
 
-    def failures(self) -> list[dict[str, Any]]:
-        """Records of failed parts, as `commit` wrote them."""
-        return [json.loads(f.read_text()) for f in sorted(self._errors.glob("*.json"))]
-
-    def progress(self) -> dict[str, Any] | None:
-        """What the driver last said of itself, or None; see `lock_holder` for whether it lives."""
+    def load(self, part: Part) -> Cells | None:
+        """Read a part's file; None if it is not there, or not whole (it has a checksum)."""
         try:
-            return cast(dict[str, Any], json.loads((self.control / "progress.json").read_text()))
-        except (OSError, ValueError):
+            with np.load(self._part_file(part), allow_pickle=False) as file:
+                return cast(Cells, file["cells"])
+        except FileNotFoundError:
+            return None
+        except Exception:  # zipfile, zlib and NumPy each have their own errors for garbage
             return None
 
+    def failures(self) -> list[dict[str, Any]]:
+        """Read the records of failed parts, as `Writer.commit` wrote them."""
+        return [json.loads(f.read_text()) for f in sorted(self.errors_folder.glob("*.json"))]
+
+    def progress(self) -> dict[str, Any]:
+        """Read what the last driver said of itself; see `holder` for whether it lives."""
+        try:
+            found = json.loads((self.control / "progress.json").read_text())
+            return cast(dict[str, Any], found)
+        except (OSError, ValueError):
+            return {}
+
     def open(self) -> xr.Dataset:
-        """The dataset, lazily; the same as ``xarray.open_zarr(path)``."""
-        self.sweep()
-        return xr.open_zarr(self.path)
+        """Open the dataset, lazily; the same as ``xarray.open_zarr(path)``."""
+        self.attributes()
+        return cast(xr.Dataset, xr.open_zarr(self.path))
 
-    # -- making and changing it ------------------------------------------------------------------
+    def holder(self) -> str | None:
+        """Say who drives the store now, or None. Looking does not disturb the lock."""
+        lease = self._lease()
+        owner = lease.owner
+        if owner is None:
+            return None
+        if owner.hostname == socket.gethostname() and not psutil.pid_exists(owner.pid):
+            return None
+        if self._silence() > LEASE_SECONDS:
+            return None
+        return _describe(lease)
 
-    def prepare(self, sweep: Sweep) -> None:
-        """Create the store, or make sure that it is this sweep's.
+    @contextmanager
+    def lock(self) -> Iterator[Writer]:
+        """Hold the store as its only writer.
+
+        A dead driver on this host is taken over at once; one on another host, or one that is
+        stopped, after it gave no sign of life for `LEASE_SECONDS`.
 
         Raises
         ------
         StoreError
-            If the path is in use for another sweep (the differences are named) or not writable.
+            If another driver holds it; it is named.
         """
-        if self.exists():
-            self.check(sweep)
-        else:
-            self._create(sweep)
-        self._parts.mkdir(parents=True, exist_ok=True)
-        self._errors.mkdir(exist_ok=True)
-
-    def check(self, sweep: Sweep) -> None:
-        """Raise StoreError, with the differences, unless the store is this sweep's."""
-        stored = self.sweep()
-        wrong = differences(stored, sweep) + _grid_differences(stored, sweep)
-        if wrong:
-            raise StoreError(
-                f"store {self.path} was made for another sweep: {'; '.join(wrong)}: "
-                "choose another --store, or set these keys as in the store."
-            )
-
-    def _create(self, sweep: Sweep) -> None:
-        # Built beside the path and renamed: there is no half-made store.
-        building = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        self.parts_folder.mkdir(parents=True, exist_ok=True)
+        self.errors_folder.mkdir(exist_ok=True)
+        lease = self._lease()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _build(building, sweep)
-            building.rename(self.path)
+            # Who seems dead has to be watched for as long as a lease lasts before it is taken over.
+            patience = 1.5 * LEASE_SECONDS if self._silence() > LEASE_SECONDS else 0
+            lease.acquire(timeout=patience)
+        except filelock.Timeout:
+            raise StoreError(
+                f"store {self.path} must have one driver at a time; it is in use by "
+                f"{_describe(lease)}: wait for it, or stop it first."
+            ) from None
+        try:
+            yield Writer(self, lease)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            lease.release()
 
-    def hand_in(self, part: Part, arrays: Arrays) -> None:
-        """Write a part's file: durable and whole, or not there at all."""
-        _replace(self._parts / f"{part.name}.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    def _part_file(self, part: Part) -> Path:
+        return self.parts_folder / f"{part.name}.npz"
+
+    def _lease(self) -> filelock.SoftFileLease:
+        return filelock.SoftFileLease(
+            self.control / "lock", lease_duration=LEASE_SECONDS, thread_local=False, timeout=0
+        )
+
+    def _silence(self) -> float:
+        """Seconds since the lock was last refreshed, by this host's clock; 0 if there is none."""
+        try:
+            return time.time() - (self.control / "lock").stat().st_mtime
+        except OSError:
+            return 0.0
+
+
+class Writer:
+    """The one who may change a store; made by `Store.lock`."""
+
+    def __init__(self, store: Store, lease: filelock.SoftFileLease) -> None:
+        self.store = store
+        self._lease = lease
+        self._grid: _Grid | None = None
+
+    def prepare(self, sweep: Sweep) -> None:
+        """Create the store, or make sure that it has a place for every cell of the sweep.
+
+        Raises
+        ------
+        StoreError
+            If the store was made for another sweep (the differences are named).
+        """
+        self._check_lease()
+        self._grid = None
+        path = self.store.path
+        if not self.store.exists():
+            layout.build(path, sweep)
+            return
+        layout.settle(path)
+        for leftover in (*self.store.parts_folder.glob(".*"), *path.glob("*/*.partial")):
+            leftover.unlink(missing_ok=True)
+        versions = self.store.attributes()["code_versions"]
+        if layout.code_version() not in versions:
+            layout.change_attributes(path, code_versions=[*versions, layout.code_version()])
+        self.collect()
+        wider = wider_sweep(self.store, sweep)
+        if wider != self.store.sweep():
+            layout.widen(path, wider)
+            self._grid = None
+
+    def collect(self) -> None:
+        """Commit every part that waits for it; one that cannot be read, or has no place, goes."""
+        grid = self._opened()
+        waiting: dict[Block, list[Part]] = {}
+        for part in self.store.parts():
+            block = grid.block_of(part)
+            if block is None or self.store.load(part) is None:
+                self.discard(part)
+            else:
+                waiting.setdefault(block, []).append(part)
+        for block, parts in waiting.items():
+            self.commit(block, parts)
 
     def commit(self, block: Block, parts: Sequence[Part], failures: Sequence[Failure] = ()) -> int:
         """Merge parts into the dataset, ``status`` last; then remove their files.
@@ -291,307 +276,164 @@ class Store:
         -------
         int
             Number of cells that were merged.
+
+        Raises
+        ------
+        StoreError
+            If another driver has taken the store over.
         """
-        group = self._group("r+")
-        at = _Position(group, block, self.seeds_per_chunk())
-        loaded = [(part, arrays) for part in parts if (arrays := self._load(part)) is not None]
-        status = np.array(group["status"][at.selection])
-
+        self._check_lease()
+        grid = self._opened()
+        loaded = [(part, cells) for part in parts if (cells := self.store.load(part)) is not None]
+        rows = [grid.rows(block, part.seeds) for part, _ in loaded]
+        status = grid.read(block, "status")
+        anything = (status == DONE).any()
+        merged: dict[str, npt.NDArray[Any]] = {}
         if loaded:
-            versions = list(group.attrs["code_versions"])
-            for name, variable in VARIABLES.items():
-                if "seed" not in variable.dims or name == "status" or name not in group:
-                    continue
-                array = _array(group, name)
-                merged = np.array(array[at.selection])
-                for part, arrays in loaded:
-                    rows = at.rows(part.seeds)
-                    merged[rows] = versions.index(code_version()) if name == "code" else arrays[name]
-                at.write(self.path, array, merged)
-            for part, _ in loaded:
-                status[at.rows(part.seeds)] = DONE
+            for name in grid.names:
+                merged[name] = grid.read(block, name) if anything else grid.blank(block, name)
+                for at, (_, cells) in zip(rows, loaded, strict=True):
+                    merged[name][at] = grid.code if name == "code" else cells[name]
         for failure in failures:
-            self._record_failure(failure)
-            rows = at.rows(failure.part.seeds)
-            status[rows] = np.where(status[rows] == DONE, DONE, FAILED)
-        at.write(self.path, _array(group, "status"), status)
-
-        for part, arrays in loaded:
-            for name in arrays:
-                kept = np.array(group[name][at.selection])[at.rows(part.seeds)]
-                np.testing.assert_array_equal(kept, arrays[name].astype(kept.dtype))
-            (self._parts / f"{part.name}.npz").unlink(missing_ok=True)
-            (self._errors / f"{part.name}.json").unlink(missing_ok=True)
+            self._record(failure)
+            at = grid.rows(block, failure.part.seeds)
+            status[at] = np.where(status[at] == DONE, DONE, FAILED)
+        for at in rows:
+            status[at] = DONE
+        grid.write(block, merged)
+        self._check_lease()
+        grid.write(block, {"status": status})
+        for part, _ in loaded:
+            self.discard(part)
+            self._error_file(part).unlink(missing_ok=True)
         return sum(len(part.seeds) for part, _ in loaded)
 
     def discard(self, part: Part) -> None:
-        """Remove a part's file that cannot be read."""
-        (self._parts / f"{part.name}.npz").unlink(missing_ok=True)
+        """Remove a part's file: it was committed, or cannot be read."""
+        self.store._part_file(part).unlink(missing_ok=True)
 
-    def _load(self, part: Part) -> Arrays | None:
-        try:
-            with np.load(self._parts / f"{part.name}.npz", allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            return None
+    def say(self, **progress: Any) -> None:
+        """Publish the driver's progress for `status` in another terminal."""
+        said = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **progress}
+        replace_text(self.store.control / "progress.json", json.dumps(said), durable=False)
 
-    def readable(self, part: Part) -> bool:
-        """Whether a part's file is whole (every array passes its checksum)."""
-        try:
-            return self._load(part) is not None
-        except Exception:  # zipfile, zlib and NumPy each have their own errors for garbage
-            return False
+    def log(self, event: str, **details: Any) -> None:
+        """Append one line to the log of events."""
+        entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event}
+        with (self.store.control / "events.jsonl").open("a") as file:
+            file.write(json.dumps(entry | details) + "\n")
 
-    def _record_failure(self, failure: Failure) -> None:
+    def _error_file(self, part: Part) -> Path:
+        return self.store.errors_folder / f"{part.name}.json"
+
+    def _record(self, failure: Failure) -> None:
         record = {
             "part": str(failure.part),
             "error": failure.error,
             "traceback": failure.traceback,
             "attempts": failure.attempts,
-            "host": socket.gethostname(),
-            "time": datetime.now(UTC).isoformat(),
+            "host": failure.host,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        _replace_text(self._errors / f"{failure.part.name}.json", json.dumps(record, indent=1))
+        replace_text(self._error_file(failure.part), json.dumps(record, indent=1))
 
-    def _group(self, mode: Literal["r", "r+"]) -> zarr.Group:
-        return zarr.open_group(self.path, mode=mode, use_consolidated=True)
+    def _opened(self) -> _Grid:
+        if self._grid is None:
+            self._grid = _Grid(self.store)
+        return self._grid
 
-    # -- one driver ------------------------------------------------------------------------------
-
-    @contextmanager
-    def lock(self) -> Any:
-        """Hold the store as its only driver.
-
-        Raises
-        ------
-        StoreError
-            If another driver holds it; it is named.
-        """
-        self.control.mkdir(parents=True, exist_ok=True)
-        lease = self._lease()
-        try:
-            lease.acquire()
-        except filelock.Timeout:
+    def _check_lease(self) -> None:
+        # Read from the disk: one that was stopped for minutes finds out before it writes.
+        owner = self._lease.owner
+        if owner is None or owner.token != self._lease.token:
             raise StoreError(
-                f"store {self.path} is in use by another run ({self._describe(lease)}): wait for "
-                "it, or stop it first."
-            ) from None
-        try:
-            self._register_version()
-            self._clean()
-            yield
-        finally:
-            lease.release()
+                f"store {self.store.path} must have one driver at a time; it was taken over by "
+                f"{_describe(self._lease)} while this process gave no sign of life. Nothing was "
+                "lost: let that one go on, or stop it and run again."
+            )
 
-    def lock_holder(self) -> str | None:
-        """Who drives the store now, or None."""
-        lease = self._lease()
-        if lease.owner is None:
-            return None
-        try:
-            lease.acquire()  # a dead holder's claim is taken over, and given back
-        except filelock.Timeout:
-            return self._describe(lease)
-        except OSError:
-            return None
-        lease.release()
-        return None
 
-    def _lease(self) -> filelock.SoftFileLease:
-        return filelock.SoftFileLease(
-            self.control / "lock", lease_duration=_LEASE_SECONDS, timeout=0
+class _Grid:
+    """The arrays of a store, opened once, and where a block lies in them."""
+
+    def __init__(self, store: Store) -> None:
+        sweep, attributes = store.sweep(), store.attributes()
+        self._path = store.path
+        self._arrays = layout.open_arrays(store.path, "r+")
+        self._alpha = {alpha: i for i, alpha in enumerate(sweep.grid.alpha)}
+        self._N = {N: j for j, N in enumerate(sweep.grid.N)}
+        self._seeds = np.array(sweep.grid.seed)
+        self._per_chunk = int(attributes["seeds_per_chunk"])
+        self._variables = cell_variables(sweep.recipe)
+        self.code = attributes["code_versions"].index(layout.code_version())
+        self.names = [name for name in self._variables if name != "status"]
+
+    def read(self, block: Block, name: str) -> npt.NDArray[Any]:
+        """Read the block's values, (seed, ...)."""
+        return np.array(self._arrays[name][self._selection(block)])
+
+    def blank(self, block: Block, name: str) -> npt.NDArray[Any]:
+        """Make values of a block that nothing is known of, (seed, ...)."""
+        array, seeds = self._arrays[name], self._selection(block)[2]
+        shape = (seeds.stop - seeds.start, *array.shape[3:])
+        return np.full(shape, self._variables[name].fill, array.dtype)
+
+    def write(self, block: Block, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write the block's chunks, read them back, and see them onto the disk.
+
+        Zarr itself never calls fsync; the folder's makes sure of the rename.
+        """
+        written = []
+        for name, wanted in values.items():
+            array = self._arrays[name]
+            array[self._selection(block)] = wanted
+            np.testing.assert_array_equal(array[self._selection(block)], wanted)
+            file = layout.chunk_file(self._path, array, self._place(block))
+            written += [file, file.parent]
+        sync(written)
+
+    def block_of(self, part: Part) -> Block | None:
+        """Find the block that holds all of a part; None if there is none."""
+        first = int(np.searchsorted(self._seeds, part.first_seed))
+        block = Block(part.alpha, part.N, first // self._per_chunk)
+        known = part.alpha in self._alpha and part.N in self._N
+        held = self._seeds[first : min(first + len(part.seeds), self._end(block))]
+        return block if known and np.array_equal(held, part.seeds) else None
+
+    def rows(self, block: Block, seeds: range) -> slice:
+        """Find the rows of the block that hold these seeds, all of them in it."""
+        first = int(np.searchsorted(self._seeds, seeds[0])) - block.chunk * self._per_chunk
+        return slice(first, first + len(seeds))
+
+    def _place(self, block: Block) -> tuple[int, int, int]:
+        return self._alpha[block.alpha], self._N[block.N], block.chunk
+
+    def _selection(self, block: Block) -> tuple[int, int, slice]:
+        i, j, chunk = self._place(block)
+        return i, j, slice(chunk * self._per_chunk, self._end(block))
+
+    def _end(self, block: Block) -> int:
+        return min((block.chunk + 1) * self._per_chunk, len(self._seeds))
+
+
+def wider_sweep(store: Store, sweep: Sweep) -> Sweep:
+    """Return the store's sweep with the values of another one added to its axes.
+
+    Raises
+    ------
+    StoreError
+        If the store was made for a sweep whose numbers are others; the differences are named.
+    """
+    stored = store.sweep()
+    wrong = differences(stored, sweep)
+    if wrong:
+        raise StoreError(
+            f"store {store.path} was made for another sweep: {'; '.join(wrong)}: "
+            "choose another --store, or set these keys as in the store."
         )
-
-    @staticmethod
-    def _describe(lease: filelock.SoftFileLease) -> str:
-        owner = lease.owner
-        return f"process {owner.pid} on {owner.hostname}" if owner else "it has just ended"
-
-    def _register_version(self) -> None:
-        """List this code's version in the root attributes, so that commits can point at it."""
-        if not self.path.exists():
-            return
-        metadata = self.path / "zarr.json"
-        document = json.loads(metadata.read_text())
-        versions = document["attributes"]["code_versions"]
-        if code_version() not in versions:
-            versions.append(code_version())
-            _replace_text(metadata, json.dumps(document, indent=2))
-
-    def _clean(self) -> None:
-        """Remove what killed writers left behind."""
-        for leftover in (*self._parts.glob(".*"), *self.path.glob("*/*.partial")):
-            leftover.unlink(missing_ok=True)
-
-    def say(self, **progress: Any) -> None:
-        """Publish the driver's progress for `status` in another terminal."""
-        _replace_text(self.control / "progress.json", json.dumps(progress), durable=False)
-
-    def log(self, event: str, **details: Any) -> None:
-        """Append one line to the log of events."""
-        entry = {"time": datetime.now(UTC).isoformat(), "event": event, **details}
-        with (self.control / "events.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+    return union(stored, sweep)
 
 
-def code_version() -> str:
-    """Version of alphasweep that computes."""
-    return version("alphasweep")
-
-
-class _Position:
-    """Where a block lies in the arrays."""
-
-    def __init__(self, group: zarr.Group, block: Block, seeds_per_chunk: int) -> None:
-        seeds = np.asarray(group["seed"][...])
-        i = int(np.flatnonzero(np.asarray(group["alpha"][...]) == block.alpha)[0])
-        j = int(np.flatnonzero(np.asarray(group["N"][...]) == block.N)[0])
-        first = block.chunk * seeds_per_chunk
-        self._seeds = seeds[first : first + seeds_per_chunk]
-        self._chunk = (i, j, block.chunk)
-        self.selection = (i, j, slice(first, first + len(self._seeds)))
-
-    def rows(self, seeds: range) -> slice:
-        """Rows of the block that hold consecutive seeds."""
-        first = int(np.searchsorted(self._seeds, seeds[0]))
-        rows = slice(first, first + len(seeds))
-        if not np.array_equal(self._seeds[rows], seeds):
-            raise StoreError(f"seeds {seeds[0]} to {seeds[-1]} are not consecutive in one chunk")
-        return rows
-
-    def write(self, store: Path, array: zarr.Array[Any], values: npt.NDArray[Any]) -> None:
-        """Write the block's chunk and see it onto the disk (Zarr itself never calls fsync)."""
-        array[self.selection] = values
-        key = (*self._chunk, *(0 for _ in array.shape[3:]))
-        _sync(store / array.path / array.metadata.encode_chunk_key(key))
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    # A block of NaN is data: without this Zarr would not write it, or delete the chunk.
-    return cast("zarr.Array[Any]", group[name]).with_config({"write_empty_chunks": True})
-
-
-def _grid_differences(stored: Sweep, wanted: Sweep) -> list[str]:
-    return [
-        f"[grid] {axis} has {len(getattr(stored.grid, axis))} values in the store, "
-        f"{len(getattr(wanted.grid, axis))} in this sweep, and they differ"
-        for axis in ("alpha", "N", "seed")
-        if getattr(stored.grid, axis) != getattr(wanted.grid, axis)
-    ]
-
-
-def _build(path: Path, sweep: Sweep) -> None:
-    grid = sweep.grid
-    modes = sweep.probe.modes if sweep.probe else 0
-    coordinates = {
-        "alpha": np.array(grid.alpha, dtype=np.float64),
-        "N": np.array(grid.N, dtype=np.int64),
-        "seed": np.array(grid.seed, dtype=np.int64),
-        "start": np.array(grid.start, dtype=np.int64),
-        "time": sweep.times,
-        "mode": np.arange(modes, dtype=np.int64),
-    }
-    sizes = {name: len(values) for name, values in coordinates.items()}
-    per_chunk = seeds_per_chunk(sweep)
-    group = zarr.create_group(
-        path,
-        zarr_format=3,
-        attributes={
-            "title": f"alphasweep {sweep.name}: gradient descent on phase retrieval",
-            "source": "arXiv:2403.02418",
-            "sweep": as_document(sweep),
-            "seeds_per_chunk": per_chunk,
-            "code_versions": [code_version()],
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {p: version(p) for p in ("alphasweep", "numpy", "scipy", "xarray", "zarr")},
-        },
-    )
-    for name, values in coordinates.items():
-        if name == "mode" and not modes:
-            continue
-        long_name, units = _COORDINATES[name]
-        array = _create_array(group, name, (name,), values.shape, values.dtype, 0, long_name, units)
-        array[...] = values
-    for name, variable in VARIABLES.items():
-        if "mode" in variable.dims and not modes:
-            continue
-        kind = sweep.descent.precision if variable.kind == "real" else variable.kind
-        shape = tuple(sizes[d] for d in variable.dims)
-        chunks = {"alpha": 1, "N": 1, "seed": per_chunk} if "seed" in variable.dims else {}
-        array = _create_array(
-            group,
-            name,
-            variable.dims,
-            shape,
-            np.dtype(kind),
-            0 if name == "measurements" else variable.fill,
-            variable.long_name,
-            variable.units,
-            chunks=tuple(chunks.get(d, sizes[d]) for d in variable.dims),
-            attrs=variable.attrs,
-        )
-        if name == "measurements":
-            array[...] = [[sweep.measurements(alpha, N) for N in grid.N] for alpha in grid.alpha]
-    _consolidate(path)
-
-
-def _create_array(
-    group: zarr.Group,
-    name: str,
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    fill: float,
-    long_name: str,
-    units: str,
-    *,
-    chunks: tuple[int, ...] | None = None,
-    attrs: Mapping[str, Any] | None = None,
-) -> zarr.Array[Any]:
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks or shape,
-        fill_value=fill,
-        dimension_names=dims,
-        # One directory a variable; a checksum, or a flipped bit would be read as a number.
-        chunk_key_encoding={"name": "default", "separator": "."},
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        attributes={"long_name": long_name, "units": units, **(attrs or {})},
-    )
-
-
-def _consolidate(path: Path) -> None:
-    with warnings.catch_warnings():
-        # Readers need it, and its replacement by one rename is the commit point of the metadata.
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(path)
-
-
-def _replace(path: Path, write: Any, *, durable: bool = True) -> None:
-    """Write a file under another name, then rename it into place."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace_text(path: Path, text: str, *, durable: bool = True) -> None:
-    _replace(path, lambda file: file.write(text.encode()), durable=durable)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _describe(lease: filelock.SoftFileLease) -> str:
+    owner = lease.owner
+    return f"process {owner.pid} on {owner.hostname}" if owner else "a process that has just ended"

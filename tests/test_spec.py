@@ -20,6 +20,7 @@ from pipeline.spec import (
     as_document,
     differences,
     load,
+    measurements,
     preset_names,
     template,
 )
@@ -129,30 +130,32 @@ def test_round_trip(document: dict[str, Any]) -> None:
 def test_steps(document: dict[str, Any]) -> None:
     """Steps ascend from 0 to the last one, lie within half a step of each time, and hold probes."""
     one = Sweep.from_document(document)
-    rate, steps = one.descent.learning_rate, np.array(one.steps)
-    assert steps[0] == 0 and steps[-1] == one.last_step >= 1
+    recipe = one.recipe
+    rate, steps = one.descent.learning_rate, np.array(recipe.steps)
+    assert steps[0] == 0
+    assert steps[-1] >= 1
     assert np.all(np.diff(steps) > 0)
-    assert set(one.probe_steps) <= set(one.steps)
-    assert one.times.dtype == np.float64
-    np.testing.assert_array_equal(one.times, rate * steps)
+    assert set(recipe.probe_steps) <= set(recipe.steps)
+    assert recipe.times.dtype == np.float64
+    np.testing.assert_array_equal(recipe.times, rate * steps)
     wanted = [0, one.descent.t_max, *one.record.times, *(one.probe.times if one.probe else ())]
     for time in wanted:
-        assert np.min(np.abs(one.times - time)) <= 0.5 * rate * (1 + 1e-9)
+        assert np.min(np.abs(recipe.times - time)) <= 0.5 * rate * (1 + 1e-9)
 
 
 def test_last_step_is_rounded() -> None:
     """60 / 0.03 makes 2000 steps, 0.3 / 0.1 (2.9999999999999996 in floats) makes 3."""
-    assert sweep().last_step == 2000
+    assert sweep().recipe.steps[-1] == 2000
     short = {"t_max": 0.3, "learning_rate": 0.1}
-    assert sweep(descent=short, record={"times": []}, probe=None).last_step == 3
+    assert sweep(descent=short, record={"times": []}, probe=None).recipe.steps == (0, 3)
 
 
 def test_steps_of_an_example() -> None:
     """Record times, probe times, 0 and t_max are all recorded, at the nearest steps."""
-    one = sweep()
-    assert one.steps == (0, 33, 67, 167, 667, 2000)
-    assert one.probe_steps == (0, 67)
-    assert sweep(probe=None).probe_steps == ()
+    recipe = sweep().recipe
+    assert recipe.steps == (0, 33, 67, 167, 667, 2000)
+    assert recipe.probe_steps == (0, 67)
+    assert sweep(probe=None).recipe.probe_steps == ()
 
 
 def test_axes_are_ascending() -> None:
@@ -202,8 +205,8 @@ def test_defaults() -> None:
 
 def test_measurements() -> None:
     """M is alpha N rounded to a whole number."""
-    assert sweep().measurements(2.3, 64) == 147
-    assert sweep().measurements(4, 100) == 400
+    assert measurements(2.3, 64) == 147
+    assert measurements(4, 100) == 400
 
 
 def test_frozen() -> None:

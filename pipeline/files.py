@@ -1,0 +1,55 @@
+"""Files that are whole and on the disk, or not there at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
+    """Let `write` fill a file under another name, then rename it to `path`.
+
+    Parameters
+    ----------
+    path : Path
+    write : callable
+        Gets the open binary file.
+    durable : bool
+        Whether the file must survive the machine's crash, not only the process's.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            sync([path.parent])
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file; see `replace`."""
+    replace(path, lambda file: file.write(text.encode()), durable=durable)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """See files and folders onto the disk; at once, since most of an fsync is waiting."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,269 @@
+"""The dataset on disk: a Zarr group for a sweep, and how it grows along alpha, N and seed.
+
+Readers trust one file, the root ``zarr.json`` with its consolidated metadata, which is replaced by
+one rename: that is the commit point of every change of shape.
+
+A chunk's file is named by its place in the grid. A value inserted in the middle of an axis changes
+places, and a reader that opened the old grid must not find other numbers under its names. So an array
+whose chunks move gets its chunks under the other of two spellings of a chunk key (``c.1.0.0`` and
+``1.0.0``, both standard), as hard links: no data is copied, and who has the old grid open goes on reading
+the old names, as they were. They are removed by the next extension that needs the spelling.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from pipeline.dataset import COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
+from pipeline.files import replace_text, sync
+from pipeline.spec import Sweep, as_document, measurements
+
+Array = zarr.Array[Any]
+Places = npt.NDArray[np.int64]
+"""Where the old values of an axis are in a wider one."""
+
+_RUNS_PER_CHUNK = 1000
+_MOST_BLOCKS = 10_000
+_SPELLINGS = ("default", "v2")
+_PACKAGES = ("alphasweep", "numpy", "scipy", "xarray", "zarr")
+
+
+def seeds_per_chunk(sweep: Sweep) -> int:
+    """Length of a chunk along seed in a new store, which keeps it for ever.
+
+    A chunk holds one alpha and one N. About a thousand runs in each keep the number of files low, and
+    a sweep of millions of cells still has no more than some ten thousand chunks a variable.
+    """
+    grid = sweep.grid
+    for_large = len(grid.alpha) * len(grid.N) * len(grid.seed) // _MOST_BLOCKS
+    return max(1, _RUNS_PER_CHUNK // len(grid.start), for_large)
+
+
+def build(path: Path, sweep: Sweep) -> None:
+    """Create the Zarr group of a sweep at `path`, whole or not at all."""
+    attributes = {
+        "title": f"alphasweep {sweep.name}: gradient descent on phase retrieval",
+        "source": "arXiv:2403.02418",
+        "seeds_per_chunk": seeds_per_chunk(sweep),
+        "code_versions": [code_version()],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = _beside(path)
+    try:
+        _write_group(building, sweep, attributes, dict.fromkeys(_array_names(sweep), _SPELLINGS[0]))
+        building.rename(path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def widen(path: Path, sweep: Sweep) -> None:
+    """Make the group at `path` that of a wider sweep, whose axes contain the old ones.
+
+    The metadata of the wider group is built beside it, and comes into force with its root file. Until
+    then nothing has happened for any reader, and a widening that was killed can be done again.
+    """
+    root = read_root(path)
+    old = Sweep.from_document(root["attributes"]["sweep"]).grid
+    places = {axis: _places(getattr(old, axis), getattr(sweep.grid, axis)) for axis in GRID}
+    moved = {
+        axis for axis in GRID if not np.array_equal(places[axis], np.arange(len(places[axis])))
+    }
+    cells = cell_variables(sweep.recipe)
+    before = {name: _spelling(meta) for name, meta in _arrays(root).items()}
+    moving = {
+        name for name in before if name in (*GRID, "measurements") or (moved and name in cells)
+    }
+    after = {name: _other(at) if name in moving else at for name, at in before.items()}
+    building = _beside(path)
+    try:
+        _write_group(building, sweep, root["attributes"], after)
+        for name in moving:
+            for leftover in _chunks(path / name, after[name]):
+                leftover.unlink()
+        for name in moving.intersection(cells):
+            chunks = _chunks(path / name, before[name])
+            if "seed" in moved:
+                _copy_rows(_open(path, name), _open(building, name, "r+"), chunks, places)
+            else:
+                for chunk in chunks:
+                    os.link(chunk, path / name / _renamed(chunk.name, after[name], places))
+        for name in moving:
+            for chunk in _chunks(building / name, after[name]):
+                chunk.replace(path / name / chunk.name)
+        sync(path / name for name in moving)
+        replace_text(path / "zarr.json", json.dumps(read_root(building), indent=2))
+        settle(path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def settle(path: Path) -> None:
+    """Give every array the metadata that the root says, as a killed `widen` may not have."""
+    for name, meta in _arrays(read_root(path)).items():
+        file = path / name / "zarr.json"
+        if json.loads(file.read_text()) != meta:
+            replace_text(file, json.dumps(meta, indent=2))
+
+
+def read_root(path: Path) -> dict[str, Any]:
+    """Read the root metadata of a sweep's group; an empty dict if it is none."""
+    try:
+        root = json.loads((path / "zarr.json").read_text())
+        return cast(dict[str, Any], root) if "sweep" in root["attributes"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def open_arrays(path: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Array]:
+    """Open the arrays that the root metadata names.
+
+    They write every chunk they are told to: a block of fill values is data, whose chunk Zarr would
+    by default not write, or delete.
+    """
+    group = zarr.open_group(path, mode=mode, use_consolidated=True)
+    arrays = cast(Iterable[tuple[str, Array]], group.arrays())
+    return {name: array.with_config({"write_empty_chunks": True}) for name, array in arrays}
+
+
+def change_attributes(path: Path, **attributes: Any) -> None:
+    """Set root attributes by one rename."""
+    root = read_root(path)
+    root["attributes"] |= attributes
+    replace_text(path / "zarr.json", json.dumps(root, indent=2))
+
+
+def code_version() -> str:
+    """Version of alphasweep that computes."""
+    return version("alphasweep")
+
+
+def chunk_file(path: Path, array: Array, place: tuple[int, ...]) -> Path:
+    """Return the file of the chunk at (i, j, k), along alpha, N and seed."""
+    key = (*place, *(0 for _ in array.shape[len(place) :]))
+    return path / array.path / array.metadata.encode_chunk_key(key)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+def _array_names(sweep: Sweep) -> list[str]:
+    modes = [] if sweep.probe else ["mode"]
+    coordinates = [name for name in COORDINATES if name not in modes]
+    return [*coordinates, *cell_variables(sweep.recipe), "measurements"]
+
+
+def _write_group(
+    path: Path, sweep: Sweep, attributes: Mapping[str, Any], spellings: Mapping[str, str]
+) -> None:
+    recipe, grid = sweep.recipe, sweep.grid
+    coordinates = {
+        "alpha": np.array(grid.alpha, dtype=np.float64),
+        "N": np.array(grid.N, dtype=np.int64),
+        "seed": np.array(grid.seed, dtype=np.int64),
+        "start": np.array(grid.start, dtype=np.int64),
+        "time": recipe.times,
+        "mode": np.arange(recipe.modes, dtype=np.int64),
+    }
+    sizes = {name: len(values) for name, values in coordinates.items()}
+    chunks = sizes | {"alpha": 1, "N": 1, "seed": attributes["seeds_per_chunk"]}
+    group = zarr.create_group(
+        path, zarr_format=3, attributes={**attributes, "sweep": as_document(sweep)}
+    )
+
+    def create(name: str, variable: Variable, *, whole: bool) -> Array:
+        shape = tuple(sizes[d] for d in variable.dims)
+        return group.create_array(
+            name,
+            shape=shape,
+            dtype=variable.dtype(recipe),
+            chunks=shape if whole else tuple(chunks[d] for d in variable.dims),
+            fill_value=variable.fill,
+            dimension_names=variable.dims,
+            # One directory a variable; a checksum, or a flipped bit would be read as a number.
+            chunk_key_encoding={"name": spellings[name], "separator": "."},
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            attributes={
+                "long_name": variable.long_name,
+                "units": variable.units,
+                **variable.attrs,
+            },
+        )
+
+    for name, values in coordinates.items():
+        if len(values):
+            coordinate = Variable((name,), values.dtype.str, *COORDINATES[name], fill=0)
+            create(name, coordinate, whole=True)[...] = values
+    for name, variable in cell_variables(recipe).items():
+        create(name, variable, whole=False)
+    table = [[measurements(alpha, N) for N in grid.N] for alpha in grid.alpha]
+    create("measurements", MEASUREMENTS, whole=True)[...] = np.array(table)
+    with warnings.catch_warnings():
+        # "Consolidated metadata is not yet part of Zarr 3": readers have it, and need it for speed.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(path)
+
+
+def _arrays(root: Mapping[str, Any]) -> dict[str, Any]:
+    return cast(dict[str, Any], root["consolidated_metadata"]["metadata"])
+
+
+def _spelling(meta: Mapping[str, Any]) -> str:
+    return str(meta["chunk_key_encoding"]["name"])
+
+
+def _other(spelling: str) -> str:
+    return _SPELLINGS[1 - _SPELLINGS.index(spelling)]
+
+
+def _places(old: tuple[Any, ...], new: tuple[Any, ...]) -> Places:
+    return np.searchsorted(np.array(new), np.array(old))
+
+
+def _chunks(folder: Path, spelling: str) -> list[Path]:
+    """Chunk files of an array in one spelling."""
+    is_default = spelling == "default"
+    return [
+        file
+        for file in folder.iterdir()
+        if file.name.replace("c.", "", 1).replace(".", "").isdigit()
+        and file.name.startswith("c.") == is_default
+    ]
+
+
+def _renamed(chunk: str, spelling: str, places: Mapping[str, Places]) -> str:
+    """Name of an old grid's chunk in the wider grid."""
+    i, j, *rest = chunk.removeprefix("c.").split(".")
+    key = (str(places["alpha"][int(i)]), str(places["N"][int(j)]), *rest)
+    return ("c." if spelling == "default" else "") + ".".join(key)
+
+
+def _copy_rows(
+    old: Array, new: Array, chunks: Iterable[Path], places: Mapping[str, Places]
+) -> None:
+    """Copy to rows of the wider grid: new seeds between old ones go into the old ones' chunks."""
+    for i, j in {tuple(map(int, c.name.removeprefix("c.").split(".")[:2])) for c in chunks}:
+        at = (int(places["alpha"][i]), int(places["N"][j]))
+        rows = np.array(new[at])
+        rows[places["seed"]] = old[i, j]
+        new[at] = rows
+
+
+def _open(path: Path, name: str, mode: Literal["r", "r+"] = "r") -> Array:
+    return open_arrays(path, mode)[name]
