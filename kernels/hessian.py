@@ -11,8 +11,10 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from kernels.instance import Instance
 from kernels.loss import Array, ell_second, multiplier
 
-# A dense solve builds the Hessian (2 M N^2 flops) and reduces it; ARPACK multiplies by X some
-# hundred times. tests/benchmarks/hessian.py measures where they cross.
+# A dense solve builds the Hessian (4 M N^2 flops) and reduces it; ARPACK multiplies by X and X^T
+# 50 to 300 times. At alpha = 4 they take the same time at N = 256 (8 ms, one thread); at 128 dense
+# is two to three times faster, at 512 and 1024 ARPACK is twice as fast, cold or warm
+# (tests/benchmarks/hessian.py).
 DENSE_UP_TO = 256
 _TOLERANCE = 1e-6
 _RESTARTS = 100
@@ -22,8 +24,8 @@ _KRYLOV = 40
 class RiemannianHessian(LinearOperator):  # type: ignore[misc]
     """``P (hess L - mu) P + c w w^T / N``, with P the projector orthogonal to w.
 
-    P alone would put a spurious eigenvalue 0 along w among the lowest; c, the largest ell'' of any
-    sample and so above the mean of the spectrum, keeps it out of the way.
+    P alone would put a spurious eigenvalue 0 along w among the lowest. c keeps it above the whole
+    spectrum: it is twice the bound max abs(ell'') (1 + sqrt(N/M))^2 on hess L for Gaussian sensing.
 
     Parameters
     ----------
@@ -39,17 +41,27 @@ class RiemannianHessian(LinearOperator):  # type: ignore[misc]
         self._sensing = instance.sensing
         self._curvature = (instance.N / instance.M) * ell_second(y_hat, instance.y[:, None], a)
         self.mu = float(multiplier(y_hat, instance.y, a)[0])
-        self._shift = float(self._curvature.max()) * instance.M / instance.N
+        bound = float(np.abs(self._curvature).max()) * (1 + np.sqrt(instance.M / instance.N)) ** 2
+        self._shift = 2 * bound - self.mu
         self._unit = w.astype(np.float64)[:, None] / np.linalg.norm(w.astype(np.float64))
         super().__init__(dtype=np.dtype(np.float64), shape=(instance.N, instance.N))
+
+    def dense(self) -> Array:
+        """Build the matrix, (N, N), symmetric; its c is above any spectrum, Gaussian or not."""
+        matrix = self @ np.eye(self.shape[0])
+        matrix = 0.5 * (matrix + matrix.T)
+        return np.asarray(matrix + np.linalg.norm(matrix) * (self._unit @ self._unit.T))
+
+    def project(self, V: Array) -> Array:
+        """Return ``P V``: the part of V (N, R) tangent to the sphere at w."""
+        return np.asarray(V - self._unit @ (self._unit.T @ V))
 
     def _matmat(self, V: Array) -> Array:
         along = self._unit.T @ V
         tangent = V - self._unit @ along
         cast = tangent.astype(self._sensing.dtype)
         pulled = self._sensing.adjoint(self._curvature * self._sensing.forward(cast))
-        result = pulled - self.mu * tangent
-        result -= self._unit @ (self._unit.T @ result)
+        result = self.project(pulled - self.mu * tangent)
         return np.asarray(result + self._shift * self._unit @ along)
 
     def _matvec(self, v: Array) -> Array:
@@ -101,31 +113,46 @@ def lowest_eigenpairs(
     modes : int
         Number of eigenpairs, 1 <= modes < N.
     v0 : (N,), optional
-        Where ARPACK starts; the lowest eigenvector of a nearby w saves most of the work. Without
-        it, w_star's tangent part shifted by a fixed vector (so that results do not depend on
-        ARPACK's own random state).
+        Where ARPACK starts; the lowest eigenvector of a nearby w saves nothing to a third
+        of the products. Without it, or where it is not finite, a fixed vector that knows neither the signal, which must not be
+        found because it was put in, nor ARPACK's own random state.
     dense_up_to : int
-        Largest N that is solved densely, in float64.
+        Largest N that is solved densely.
 
     Returns
     -------
     Eigenpairs
-        Pairs that ARPACK did not converge are NaN; that is data, not an exception.
+        Pairs that ARPACK did not converge are NaN, and so are all of them where w is not finite;
+        that is data, not an exception.
+
+    Raises
+    ------
+    ValueError
+        If `modes` is not in 1 to N - 1: the tangent space has N - 1 dimensions.
+
+    Notes
+    -----
+    The products with X have the precision of the sensing: in float32 the values are good to about
+    1e-6 of the largest eigenvalue, whichever way they are found.
     """
+    N = instance.N
+    if not 1 <= modes < N:
+        raise ValueError(f"modes must be in 1 to N - 1 = {N - 1}; got modes = {modes}")
+    pairs = Eigenpairs(np.full(modes, np.nan), np.full((N, modes), np.nan))
     hessian = RiemannianHessian(instance, w, a=a)
-    if instance.N <= dense_up_to:
-        dense = hessian @ np.eye(instance.N)
-        values, vectors = eigh(0.5 * (dense + dense.T), subset_by_index=(0, modes - 1))
-        return Eigenpairs(values, vectors)
+    if not np.isfinite(hessian.mu):
+        return pairs
+    if dense_up_to >= N:
+        return Eigenpairs(*eigh(hessian.dense(), subset_by_index=(0, modes - 1)))
     if v0 is None or not np.isfinite(v0).all():
-        v0 = instance.w_star.astype(np.float64) + np.cos(np.arange(instance.N))
+        v0 = np.cos(np.arange(N))
     try:
         values, vectors = eigsh(
             hessian,
             k=modes,
             which="SA",
-            v0=v0,
-            ncv=min(instance.N, max(_KRYLOV, 2 * modes + 1)),
+            v0=hessian.project(v0[:, None])[:, 0],
+            ncv=min(N, max(_KRYLOV, 2 * modes + 1)),
             maxiter=_RESTARTS,
             tol=_TOLERANCE,
         )
@@ -133,7 +160,6 @@ def lowest_eigenpairs(
         values, vectors = stopped.eigenvalues, stopped.eigenvectors
     order = np.argsort(values)
     found = len(order)
-    padded = Eigenpairs(np.full(modes, np.nan), np.full((instance.N, modes), np.nan))
-    padded.values[:found] = values[order]
-    padded.vectors[:, :found] = vectors[:, order]
-    return padded
+    pairs.values[:found] = values[order]
+    pairs.vectors[:, :found] = vectors[:, order]
+    return pairs

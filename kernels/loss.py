@@ -65,7 +65,7 @@ def multiplier(y_hat: Array, y: Array, a: float) -> Array:
 
 
 def slope_scale(y: Array, a: float) -> Array:
-    """The factor ``4 / (a + y^2)`` of `slope_in_place`, (M, 1); multiply constants into it."""
+    """Return ``4 / (a + y^2)``, (M, 1), for `slope_in_place`; multiply constants into it."""
     return np.asarray(4 / (a + np.square(y[:, None])))
 
 

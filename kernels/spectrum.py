@@ -1,9 +1,9 @@
 """Edge, outlier and outlier overlap of the Hessian at large N, from the labels alone.
 
-With ``t_i = -ell''_i`` the lowest eigenvalues of ``hess L = (N/M) X^T diag(ell'') X`` are minus the
-highest of ``(N/M) X^T diag(t) X``. While w has no overlap with the signal, X is independent of t but
-for the direction w_star, and the deterministic equivalents of arXiv:2403.02418 apply. They are
-written here in ``s = 1/gamma`` and ``q_i = t_i / (s - t_i)``, E[.] the mean over the M samples:
+With ``t_i = -ell''_i`` the lowest eigenvalues of ``hess L = (N/M) X^T diag(ell'') X`` are minus
+the highest of ``(N/M) X^T diag(t) X``. While w has no overlap with the signal, X is independent of
+t but for the direction w_star, and the deterministic equivalents of arXiv:2403.02418 apply. They
+are written here in ``s = 1/gamma`` and ``q_i = t_i / (s - t_i)``, E[.] the mean over the M samples:
 
     lambda(s) = s/alpha + s E[q],
     bulk edge     s_e:  alpha E[q^2] = 1,
@@ -13,12 +13,13 @@ written here in ``s = 1/gamma`` and ``q_i = t_i / (s - t_i)``, E[.] the mean ove
 With the labels of a run the measure is the empirical one, so s lies above the largest t that
 occurs and the edge always solves its equation. (In the exact law at large a the density of t
 vanishes at its supremum 4 and s_e can stick there, the hard edge: see analysis.thresholds. At
-N = 1024, a = 10 the empirical edge is within 0.02 of the lowest bulk eigenvalue, and imposing s >= 4
-is off by 0.3.)
+N = 1024, a = 10 the empirical edge is within 0.02 of the lowest bulk eigenvalue, and imposing
+s >= 4 is off by 0.3.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,9 @@ def spectrum(y_hat: Array, y: Array, *, a: float, N: int, mu: Array) -> Spectrum
     Notes
     -----
     Exact in the limit N -> infinity while ``w . w_star = o(N)``; it is evaluated at any overlap,
-    and means nothing once the overlap is of order one.
+    and means nothing once the overlap is of order one. With labels of the null model, outlier and
+    overlap are those that a planted problem with the same law of labels would have: the null
+    Hessian has no such eigenvalue.
     """
     y = y.astype(np.float64)
     y2 = np.square(y)
@@ -117,10 +120,17 @@ def spectrum(y_hat: Array, y: Array, *, a: float, N: int, mu: Array) -> Spectrum
     return Spectrum(bulk_edge, outlier, overlap)
 
 
-def _increasing_root(f, lower: Array, guess: Array) -> Array:  # type: ignore[no-untyped-def]
-    """Roots (R,) above `lower` of R functions that rise through zero: Newton inside a bracket."""
+def _increasing_root(
+    f: Callable[[Array], tuple[Array, Array]], lower: Array, guess: Array
+) -> Array:
+    """Roots (R,) above `lower` of R functions that rise through zero: Newton inside a bracket.
+
+    `f` gives values and slopes. A start whose root is found, or whose labels are not finite, stays
+    where it is while others iterate: its root does not depend on them.
+    """
     low, high = lower.copy(), np.full_like(lower, np.inf)
     s = np.maximum(guess, lower)
+    moving = np.ones(len(s), dtype=bool)
     for _ in range(_ITERATIONS):
         value, slope = f(s)
         low = np.where(value <= 0, s, low)
@@ -129,8 +139,9 @@ def _increasing_root(f, lower: Array, guess: Array) -> Array:  # type: ignore[no
             newton = s - value / slope
         middle = np.where(np.isinf(high), 2 * s, 0.5 * (low + high))
         proposal = np.where((newton > low) & (newton < high), newton, middle)
-        moved = np.abs(proposal - s)
-        s = proposal
-        if np.all(moved <= _TOLERANCE * s):
+        step = np.where(moving, proposal - s, 0)
+        s = s + step
+        moving = np.abs(step) > _TOLERANCE * s
+        if not moving.any():
             break
     return s
