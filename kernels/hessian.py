@@ -113,9 +113,9 @@ def lowest_eigenpairs(
     modes : int
         Number of eigenpairs, 1 <= modes < N.
     v0 : (N,), optional
-        Where ARPACK starts; the lowest eigenvector of a nearby w saves nothing to a third
-        of the products. Without it, or where it is not finite, a fixed vector that knows neither the signal, which must not be
-        found because it was put in, nor ARPACK's own random state.
+        Where ARPACK starts; the lowest eigenvector of a nearby w saves nothing to a third of the
+        products. Without it, or where it is not finite, a fixed vector that knows neither the
+        signal, which must not be found because it was put in, nor ARPACK's own random state.
     dense_up_to : int
         Largest N that is solved densely.
 
@@ -142,7 +142,7 @@ def lowest_eigenpairs(
     hessian = RiemannianHessian(instance, w, a=a)
     if not np.isfinite(hessian.mu):
         return pairs
-    if dense_up_to >= N:
+    if N <= dense_up_to:
         return Eigenpairs(*eigh(hessian.dense(), subset_by_index=(0, modes - 1)))
     if v0 is None or not np.isfinite(v0).all():
         v0 = np.cos(np.arange(N))
