@@ -142,7 +142,7 @@ def lowest_eigenpairs(
     hessian = RiemannianHessian(instance, w, a=a)
     if not np.isfinite(hessian.mu):
         return pairs
-    if N <= dense_up_to:
+    if dense_up_to >= N:
         return Eigenpairs(*eigh(hessian.dense(), subset_by_index=(0, modes - 1)))
     if v0 is None or not np.isfinite(v0).all():
         v0 = np.cos(np.arange(N))
