@@ -78,8 +78,8 @@ def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -
     -------
     Figure
         One column wide. Bars are the intervals of `probability`, curves the binomial fits; the
-        vertical line is alpha_bbp_init(a). Points of different N at one alpha are moved apart
-        sideways, by about a marker's width, so that no bar hides another.
+        vertical line is alpha_bbp_init(a), or an arrow points to it. Points of different N at one
+        alpha are moved apart sideways, by about a marker's width, so that no bar hides another.
     """
     descent = ds.attrs["sweep"]["descent"]
     figure, [axis] = _panels(1, 1, COLUMN, 3.0)
@@ -110,25 +110,17 @@ def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -
         axis.plot(grid, fitted_probability(half.sel(N=[N]), grid)[0], color=color)
 
     axis.axhline(0.5, color=_GREY, linewidth=0.6, linestyle=":")
-    threshold = alpha_bbp_init(descent["a"])
-    axis.axvline(threshold, color=_ORANGE, linewidth=0.9, linestyle="-.")
-    axis.annotate(
-        _init_text(threshold),
-        (threshold, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        color=_ORANGE,
-        ha="center",
-    )
+    _mark_threshold(axis, alpha_bbp_init(descent["a"]))
     axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")
     axis.set_ylabel(rf"$P(\mathrm{{recovery\ by}}\ t = {descent['t_max']:g})$")
     axis.set_ylim(-0.04, 1.04)
-    figure.legend(loc="outside upper center", ncols=min(len(shown), 4), **_TIGHT)
+    title = f"bars: {100 * probability.attrs['confidence']:g} % intervals"
+    ncols = min(len(shown), 4)
+    figure.legend(loc="outside upper center", ncols=ncols, title=title, **_TIGHT)
     return figure
 
 
-_TIGHT: dict[str, Any] = {"columnspacing": 1.0, "handletextpad": 0.3, "borderpad": 0.1}
+_TIGHT: dict[str, Any] = {"columnspacing": 1.0, "handletextpad": 0.5, "borderpad": 0.1}
 
 
 @_STYLE
@@ -177,15 +169,22 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
         elinewidth=0.9,
         capsize=2,
         zorder=3,
+        label=r"runs, $\pm$ standard error",
     )
-    _draw_init_level(axis, alpha_bbp_init(a))
+    threshold, (low, high) = alpha_bbp_init(a), axis.get_ylim()
+    text = _threshold_text(threshold)
+    if _is_near(threshold, low, high):
+        axis.axhline(threshold, color=_ORANGE, linestyle="-.", linewidth=0.9, label=text)
+    else:
+        arrow, where = (r"$\downarrow$", "below") if threshold < low else (r"$\uparrow$", "above")
+        text += f", {where}"
+        axis.plot([], [], color=_ORANGE, linestyle="none", marker=arrow, markersize=7, label=text)
     axis.set_xscale("log")
     axis.set_xlim(grid[0], grid[-1])
     _tick_at(axis, np.concatenate([N, N.max() * np.array([2, 4])]))
     axis.set_xlabel(r"dimension $N$ (log scale)")
     axis.set_ylabel(r"$\alpha_{1/2}$, where $P(\mathrm{recovery}) = 1/2$")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="upper left")
+    figure.legend(loc="outside upper center", ncols=2, **_TIGHT)
     return figure
 
 
@@ -234,7 +233,7 @@ def one_run(
 
     time, overlap = run["time"].values, np.abs(run["overlap"].values)
     _draw_overlap(axes[0], time, overlap, cell["N"])
-    axes[1].plot(time, run["energy"].values, color=_BLUE)
+    axes[1].plot(time, run["energy"].values, color=_BLUE, marker=".", markersize=2.5)
     axes[1].set_ylabel(r"energy $E$")
     _draw_spectrum(axes, run.assign(small=("time", overlap <= SMALL_OVERLAP)))
     for axis in axes[1], axes[3]:
@@ -307,29 +306,33 @@ def _sideways(alpha: NDArray[np.floating[Any]], count: int) -> NDArray[np.floati
     return shifts
 
 
-def _init_text(threshold: float) -> str:
+def _threshold_text(threshold: float) -> str:
     return rf"$\alpha_\mathrm{{BBP}}^\mathrm{{init}} = {threshold:.2f}$"
 
 
-def _draw_init_level(axis: Axes, threshold: float) -> None:
-    """Draw alpha_bbp_init as a line if that leaves the data room, else point to where it is."""
-    low, high = axis.get_ylim()
-    text = _init_text(threshold)
-    if low - 0.4 * (high - low) < threshold < high + 0.4 * (high - low):
-        axis.axhline(threshold, color=_ORANGE, linewidth=0.9, linestyle="-.")
-        place, where = (0.98, threshold), axis.get_yaxis_transform()
+def _is_near(threshold: float, low: float, high: float) -> bool:
+    """Whether an axis from low to high can be widened to the threshold and leave the data room."""
+    return low - 0.4 * (high - low) < threshold < high + 0.4 * (high - low)
+
+
+def _mark_threshold(axis: Axes, threshold: float) -> None:
+    """Draw a threshold in alpha as a vertical line, or point to where it is."""
+    low, high = axis.get_xlim()
+    if _is_near(threshold, low, high):
+        axis.axvline(threshold, color=_ORANGE, linewidth=0.9, linestyle="-.")
+        place, side, text = threshold, "center", _threshold_text(threshold)
+    elif threshold < low:
+        place, side, text = low, "left", r"$\leftarrow$ " + _threshold_text(threshold)
     else:
-        place, where = (0.98, 0 if threshold < low else 0.88), axis.transAxes
-        text = (r"$\downarrow$ " if threshold < low else r"$\uparrow$ ") + text
+        place, side, text = high, "right", _threshold_text(threshold) + r" $\rightarrow$"
     axis.annotate(
         text,
-        place,
-        xycoords=where,
+        (place, 1),
+        xycoords=("data", "axes fraction"),
         xytext=(0, 3),
         textcoords="offset points",
         color=_ORANGE,
-        ha="right",
-        va="bottom",
+        ha=side,
     )
 
 
@@ -390,7 +393,7 @@ def _draw_overlap(
 ) -> None:
     """Draw abs(m), with the size that it has at a random start."""
     typical = 1 / math.sqrt(N)
-    axis.plot(time, overlap, color=_BLUE)
+    axis.plot(time, overlap, color=_BLUE, marker=".", markersize=2.5)
     axis.axhline(typical, color=_GREY, linewidth=0.6, linestyle=":")
     axis.annotate(
         r"$1/\sqrt{N}$",
@@ -444,7 +447,9 @@ def _draw_spectrum(axes: Sequence[Axes], run: xr.Dataset) -> None:
             textcoords="offset points",
             color=_ORANGE,
         )
-    axes[-1].margins(y=0.1)
+    axes[-2].axhline(0, color=_GREY, linewidth=0.6, linestyle=":")
+    for axis in axes[-2:]:
+        axis.margins(y=0.1)
     axes[-2].set_ylabel(r"eigenvalue $\lambda$")
     axes[-1].set_ylabel(r"$\lambda$ minus bulk edge")
 

@@ -50,6 +50,7 @@ UNLIKELY = 0.01
 
 #: Where the laws are extrapolated to when they are described.
 FAR_N = 10**6
+_FAR = "10^6"
 
 
 def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
@@ -59,7 +60,7 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
     ----------
     alpha_half
         What `analysis.recovery.alpha_half` returned: ``alpha_half`` and ``standard_error`` (N,).
-        An N without both is left out.
+        An N without both, or with an error of 0, is left out.
 
     Returns
     -------
@@ -173,7 +174,7 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
     chi2, freedom, note = math.nan, points.sizes["N"] - len(names), ""
     if freedom < 0:
         note = (
-            f"a law of {len(names)} parameters needs alpha_half with its error at "
+            f"a law of {len(names)} parameters needs alpha_half with an error above 0 at "
             f"{len(names)} values of N or more; there are {points.sizes['N']}"
         )
     else:
@@ -226,7 +227,7 @@ def _describe_law(laws: xr.Dataset, law: str) -> str:
         test = "passes through every point, so it is not tested"
     far = evaluate(laws, law, FAR_N).isel(N=0)
     return (
-        f"  {LAWS[law].formula}: {parameters}; {test}; at N = 10^{math.log10(FAR_N):.0f} "
+        f"  {LAWS[law].formula}: {parameters}; {test}; at N = {_FAR} "
         f"it says {_with_error(far['alpha_half'], far['standard_error'])}."
     )
 
@@ -250,9 +251,11 @@ def _describe_choice(laws: xr.Dataset) -> str:
     difference = float(order["chi2"][1] - order["chi2"][0])
     gap = f"their chi2 differ by {difference:.3g}"
     if difference < DECISIVE:
+        far = [evaluate(laws, law, FAR_N)["alpha_half"].item() for law in order["law"].values[:2]]
         return (
-            f"This range of N does not tell the laws apart: {gap}; {DECISIVE:g} would do. "
-            "Larger N or smaller errors are needed before either is extrapolated."
+            f"This range of N does not tell the laws apart: {gap}; {DECISIVE:g} would do. Yet at "
+            f"N = {_FAR} they differ by {abs(far[0] - far[1]):.2g}: larger N or smaller errors "
+            "are needed before either is extrapolated."
         )
     choice = f"The points prefer {best} to {rival}: {gap}, {DECISIVE:g} would do."
     if stats.chi2.sf(order["chi2"][0], order["degrees_of_freedom"][0]) < UNLIKELY:

@@ -1,0 +1,364 @@
+"""Claims about the figures: they show the numbers, they survive any data, nothing is clipped."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from scipy.special import expit
+
+from analysis import figures
+from analysis.recovery import alpha_half, recovery_probability
+from analysis.scaling import LAWS, evaluate, fit_log_laws
+from analysis.thresholds import alpha_bbp_init
+
+MISSING, DONE, FAILED = 0, 1, 2
+ALPHA = np.array([2.0, 2.5, 3.0, 3.5, 4.0, 5.0])
+TIME = np.array([0, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60])
+PROBED = TIME[::2]
+CELL = ("alpha", "N", "seed")
+RUN = (*CELL, "start", "time")
+
+
+def sweep(
+    N: Any = (64, 128, 256), seeds: int = 6, starts: int = 8, a: float = 1.0, growth: float = 0.3
+) -> xr.Dataset:
+    """Make a sweep by hand: P rises through 1/2 at 2.2 + 0.2 log N, the overlap grows to 1.
+
+    The outlier dies at t = 3, and the overlap passes 0.3 at t = 30.
+    """
+    rng = np.random.default_rng(20)
+    N = np.asarray(N)
+    shape = (ALPHA.size, N.size, seeds, starts)
+    p = expit(9 * (np.log(ALPHA)[:, None] - np.log(2.2 + growth * np.log(N / 64))))
+    recovered = rng.random(shape) < p[:, :, None, None]
+    over_time = np.ones((*shape, TIME.size))
+    edge = -6 * np.exp(-TIME) - 0.5
+    flags = {"flag_values": [0, 1, 2], "flag_meanings": "missing done failed"}
+    probes = np.where(np.isin(TIME, PROBED)[:, None], edge[:, None] + [-0.2, 0.1], np.nan)
+    ds = xr.Dataset(
+        {
+            "status": (CELL, np.full(shape[:3], DONE, np.int8), flags),
+            "recovered": (RUN[:-1], recovered.astype(np.float32)),
+            "recovery_time": (RUN[:-1], np.where(recovered, 30.0, np.nan)),
+            "overlap": (RUN, -over_time * 0.1 * (1 + TIME / 10)),
+            "energy": (RUN, over_time * np.exp(-TIME)),
+            "bulk_edge": (RUN, over_time * edge),
+            "outlier": (RUN, over_time * np.where(TIME < 3, edge - 0.1, np.nan)),
+            "lambda_min": ((*CELL, "time", "mode"), np.ones((*shape[:3], 1, 1)) * probes),
+        },
+        coords={"alpha": ALPHA, "N": N, "seed": np.arange(seeds), "time": TIME, "mode": [0, 1]},
+        attrs={"sweep": {"descent": {"a": a, "t_max": 60.0, "signal": "planted"}}},
+    )
+    for name in ("alpha", "N"):
+        ds[name].attrs = {"long_name": name, "units": "1"}
+    return ds
+
+
+def with_status(ds: xr.Dataset, status: int) -> xr.Dataset:
+    """Give all cells a status, and the fill values of one that is not done."""
+    values = ds.drop_vars("status") * np.nan
+    return values.assign(status=ds["status"].copy(data=np.full(ds["status"].shape, status)))
+
+
+def diverged() -> xr.Dataset:
+    """No run got further than its first recorded time."""
+    ds = sweep()
+    series = [name for name in ds if "time" in ds[name].dims]
+    return ds.assign(recovered=ds["recovered"] * 0, **(ds[series].where(ds["time"] == 0)))
+
+
+def half_done() -> xr.Dataset:
+    """Take cells away, as in a sweep that still runs: the largest N, and some elsewhere."""
+    ds = sweep()
+    status = ds["status"].copy()
+    status[:, -1], status[::2, 0], status[1, :, 2:] = MISSING, FAILED, MISSING
+    return ds.where(status == DONE).assign(status=status)
+
+
+def null_model() -> xr.Dataset:
+    """Nothing is recovered, and the labels know of no outlier."""
+    ds = sweep()
+    ds = ds.assign(recovered=ds["recovered"] * 0, outlier=ds["outlier"] * np.nan)
+    ds.attrs["sweep"]["descent"]["signal"] = "null"
+    return ds
+
+
+DATA = {
+    "whole": sweep(),
+    "lazy": sweep().chunk(alpha=1, N=1),
+    "nothing done": with_status(sweep(), MISSING),
+    "all failed": with_status(sweep(), FAILED),
+    "half done": half_done(),
+    "one N": sweep(N=[64]),
+    "two N": sweep(N=[64, 128]),
+    "one alpha": sweep().isel(alpha=[1]),
+    "one matrix": sweep(seeds=1),
+    "one run": sweep(N=[64], seeds=1, starts=1).isel(alpha=[2]),
+    "no probe": sweep().drop_dims("mode"),
+    "one mode": sweep().isel(mode=[0]),
+    "some N without alpha_half": sweep(growth=6.0),
+    "no N with alpha_half": sweep().assign(recovered=lambda d: d["recovered"] * 0),
+    "diverged at once": diverged(),
+    "only t = 0": sweep().isel(time=[0]),
+    "null model": null_model(),
+    "paper": sweep(N=64 * 2 ** np.arange(7)),
+    "crowded N": sweep(N=[64, 70, 128, 130, 1000, 1024]),
+    "far threshold": sweep(a=30.0),
+    "threshold among the data": sweep(a=0.01),
+}
+
+
+@functools.cache
+def drawn(name: str) -> dict[str, Figure]:
+    """Draw all figures of one of the sweeps, once."""
+    return draw(DATA[name])
+
+
+def draw(ds: xr.Dataset) -> dict[str, Figure]:
+    """Draw all figures, as a command would."""
+    half = alpha_half(ds)
+    a = ds.attrs["sweep"]["descent"]["a"]
+    return {
+        "recovery": figures.recovery_curves(ds, recovery_probability(ds), half),
+        "alpha_half": figures.alpha_half_against_log_N(half, fit_log_laws(half), a=a),
+        "one_run": figures.one_run(ds),
+    }
+
+
+def texts(figure: Figure) -> list[Text]:
+    """Collect all texts that are seen, after drawing."""
+    FigureCanvasAgg(figure).draw()
+    found: list[Text] = list(figure.texts)
+    for legend in figure.legends:
+        found += [*legend.get_texts(), legend.get_title()]
+    for axis in figure.axes:
+        if axis.axison:
+            found += [*axis.texts, axis.title, axis.xaxis.label, axis.yaxis.label]
+            for scale in axis.xaxis, axis.yaxis:
+                low, high = sorted(scale.get_view_interval())
+                for tick in *scale.get_major_ticks(), *scale.get_minor_ticks():
+                    found += [tick.label1] if low <= tick.get_loc() <= high else []
+    return [t for t in found if t.get_visible() and t.get_text().strip()]
+
+
+def words(figure: Figure) -> str:
+    """All that can be read in a figure."""
+    return " ".join(" ".join(t.get_text() for t in texts(figure)).split())
+
+
+def line(axis: Axes, label: str) -> Line2D:
+    """Find the one line of an axis that the legend calls so."""
+    [found] = [item for item in axis.lines if item.get_label() == label]
+    return found
+
+
+def verticals(axis: Axes) -> list[float]:
+    """Where vertical lines cross an axis."""
+    return [float(item.get_xdata()[0]) for item in axis.lines if list(item.get_ydata()) == [0, 1]]
+
+
+# any data
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_figure_can_be_drawn_with_no_text_clipped_or_covered(name: str) -> None:
+    """Whatever is done, failed or missing: no exception, no warning, and every text is legible.
+
+    All texts lie inside the figure, and no two of them overlap. (Boxes include the fonts' line
+    spacing, so letters touch later than boxes do: a pixel at 100 dots per inch is left to them.)
+    """
+    for figure in drawn(name).values():
+        seen = texts(figure)
+        boxes = [text.get_window_extent() for text in seen]
+        for k, box in enumerate(boxes):
+            assert figure.bbox.padded(1).containsx(box.x0), seen[k]
+            assert figure.bbox.padded(1).containsx(box.x1), seen[k]
+            assert figure.bbox.padded(1).containsy(box.y0), seen[k]
+            assert figure.bbox.padded(1).containsy(box.y1), seen[k]
+            for other in range(k):
+                assert not box.padded(-1).overlaps(boxes[other].padded(-1)), (seen[k], seen[other])
+
+
+@pytest.mark.parametrize("name", ["whole", "nothing done", "no probe"])
+def test_every_figure_can_be_saved(name: str, tmp_path: Path) -> None:
+    """A figure becomes a PNG and a PDF, with no warning of a font or a glyph."""
+    for what, figure in drawn(name).items():
+        png, pdf = figures.save(figure, tmp_path / what)
+        assert png.read_bytes().startswith(b"\x89PNG")
+        assert pdf.read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("name", ["nothing done", "all failed"])
+def test_an_empty_figure_says_why(name: str) -> None:
+    """Without a done cell each figure says so, instead of showing empty axes."""
+    for figure in drawn(name).values():
+        assert "Nothing to draw: " in words(figure)
+        assert "done" in words(figure)
+
+
+def test_the_figure_of_alpha_half_says_why_it_is_empty() -> None:
+    """If no N has an alpha_half, its note stands where the points would be."""
+    said = words(drawn("no N with alpha_half")["alpha_half"])
+    assert "N = 256: no run recovered up to alpha = 5: add larger alphas" in said
+
+
+def test_lazy_data_gives_the_same_figures(tmp_path: Path) -> None:
+    """Data that dask still has to load make the same pictures, byte for byte."""
+    whole, lazy = draw(DATA["whole"]), draw(DATA["lazy"])
+    for name in whole:
+        for one, other in zip(
+            figures.save(whole[name], tmp_path / "whole"),
+            figures.save(lazy[name], tmp_path / "lazy"),
+            strict=True,
+        ):
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_saving_keeps_the_path_and_any_dot_in_it(tmp_path: Path) -> None:
+    """The suffix is appended: a dot in the name is no suffix."""
+    paths = figures.save(draw(sweep())["recovery"], tmp_path / "alpha_3.5")
+    assert [path.name for path in paths] == ["alpha_3.5.png", "alpha_3.5.pdf"]
+
+
+# P(recovery)
+
+
+def test_recovery_curves_show_the_shares_and_their_intervals() -> None:
+    """Points are P, bars its interval, each N once, moved sideways by less than half a step."""
+    ds = sweep()
+    probability = recovery_probability(ds)
+    [axis] = draw(ds)["recovery"].axes
+    bars = [c for c in axis.containers if isinstance(c, ErrorbarContainer)]
+    assert [c.get_label() for c in bars] == ["$N = 64$", "$N = 128$", "$N = 256$"]
+    for N, container in zip(ds["N"].values, bars, strict=True):
+        points, _, [segments] = container.lines
+        p = probability.sel(N=N)
+        np.testing.assert_allclose(points.get_ydata(), p["probability"])
+        ends = np.array([segment[:, 1] for segment in segments.get_segments()])
+        np.testing.assert_allclose(ends, np.column_stack([p["lower"], p["upper"]]), atol=1e-12)
+        assert np.abs(points.get_xdata() - ds["alpha"].values).max() < 0.25
+    assert verticals(axis) == [alpha_bbp_init(1.0)]
+
+
+# alpha_half
+
+
+def test_alpha_half_is_shown_with_its_errors_and_laws() -> None:
+    """Points, bars and curves are those of the datasets; the laws go on beyond them."""
+    half = alpha_half(sweep())
+    laws = fit_log_laws(half)
+    [axis] = figures.alpha_half_against_log_N(half, laws, a=1.0).axes
+    [container] = [c for c in axis.containers if isinstance(c, ErrorbarContainer)]
+    points, _, [bars] = container.lines
+    np.testing.assert_allclose(
+        points.get_xydata(), np.column_stack([half["N"], half["alpha_half"]])
+    )
+    lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
+    np.testing.assert_allclose(lengths, 2 * half["standard_error"])
+    curves = [c for c in axis.lines if len(c.get_xdata()) == 200]
+    for law, curve in zip(LAWS, curves, strict=True):
+        N, value = curve.get_data()
+        np.testing.assert_allclose(value, evaluate(laws, law, N)["alpha_half"])
+        assert N.max() >= 4 * 256
+
+
+def test_an_N_without_alpha_half_is_left_out() -> None:
+    """Only the N whose alpha_half is known have a point."""
+    ds = DATA["some N without alpha_half"]
+    known = alpha_half(ds)["alpha_half"].dropna("N")
+    assert 0 < known.sizes["N"] < ds.sizes["N"]
+    [axis] = draw(ds)["alpha_half"].axes
+    [container] = [c for c in axis.containers if isinstance(c, ErrorbarContainer)]
+    np.testing.assert_allclose(container.lines[0].get_ydata(), known)
+
+
+@pytest.mark.parametrize(
+    ("a", "across", "up"),
+    [(0.01, "", ""), (0.1, "", ""), (1.0, "", r"\downarrow"), (30.0, r"\rightarrow", r"\uparrow")],
+)
+def test_the_threshold_is_a_line_or_an_arrow_to_it(a: float, across: str, up: str) -> None:
+    """A threshold near the data is a line; a far one leaves them room and says where it is."""
+    drawing, threshold = draw(sweep(a=a, growth=0.1)), alpha_bbp_init(a)
+    for figure in drawing.values():
+        if figure is not drawing["one_run"]:
+            assert f"= {threshold:.2f}$" in words(figure)
+    [axis] = drawing["recovery"].axes
+    assert verticals(axis) == ([] if across else [threshold])
+    assert across in words(drawing["recovery"])
+    [axis] = drawing["alpha_half"].axes
+    levels = [item.get_ydata()[0] for item in axis.lines if list(item.get_xdata()) == [0, 1]]
+    assert levels == ([] if up else [threshold])
+    assert [m for m in (item.get_marker() for item in axis.lines) if "arrow" in str(m)] == (
+        [f"${up}$"] if up else []
+    )
+
+
+# one run
+
+
+def test_the_story_shows_the_run_and_its_theory() -> None:
+    """Overlap without sign, energy, eigenvalues; theory only where the overlap is small."""
+    ds = sweep()
+    overlap, spectrum, energy, gap = figures.one_run(ds, alpha=3.0, N=256, seed=2).axes
+    run = ds.sel(alpha=3.0, N=256, seed=2).isel(start=0)
+    np.testing.assert_allclose(overlap.lines[0].get_ydata(), -run["overlap"])
+    np.testing.assert_allclose(energy.lines[0].get_ydata(), run["energy"])
+    small = TIME < 30
+    edge = line(spectrum, "bulk edge").get_ydata()
+    np.testing.assert_allclose(edge[small], run["bulk_edge"][small])
+    assert np.isnan(edge[~small]).all()
+    alive = TIME < 3
+    np.testing.assert_allclose(line(spectrum, "outlier").get_ydata()[alive], run["outlier"][alive])
+    np.testing.assert_allclose(line(gap, "outlier").get_ydata()[alive], -0.1)
+    for k, label in enumerate(("lowest eigenvalue", "next lowest")):
+        probes = run["lambda_min"].sel(time=PROBED, mode=k)
+        np.testing.assert_allclose(
+            line(spectrum, label).get_xydata(), np.column_stack([PROBED, probes])
+        )
+        distance = line(gap, label).get_ydata()[PROBED < 30]
+        np.testing.assert_allclose(distance, (-0.2, 0.1)[k])
+
+
+def test_the_end_of_the_outlier_is_marked_in_every_panel() -> None:
+    """The mark is at the first recorded time without an outlier; without a death there is none."""
+    story = figures.one_run(sweep())
+    assert [verticals(axis) for axis in story.axes] == [[3.0]] * 4
+    assert "outlier gone" in words(story)
+    for never in (null_model(), sweep().assign(outlier=lambda d: d["bulk_edge"] - 0.1)):
+        story = figures.one_run(never)
+        assert [verticals(axis) for axis in story.axes] == [[]] * 4
+        assert "outlier gone" not in words(story)
+
+
+def test_the_story_chosen_is_a_recovery_at_the_largest_probed_N() -> None:
+    """A probed cell is preferred, then the largest N, a run that recovered, a P from 0.5 to 0.9."""
+    ds = sweep()
+    ds["lambda_min"][:, -1] = np.nan
+    title = words(figures.one_run(ds))
+    assert "$N = 128$" in title
+    assert ": recovered at" in title
+    [alpha] = [value for value in ALPHA if rf"$\alpha = {value:g}$" in title]
+    assert 0.5 <= recovery_probability(ds)["probability"].sel(alpha=alpha, N=128) <= 0.9
+
+
+@pytest.mark.parametrize("asked", [{"alpha": 9.0}, {"N": 100}, {"seed": -1}])
+def test_a_run_that_is_not_in_the_sweep_is_refused(asked: dict[str, Any]) -> None:
+    """A value off the grid is refused with the values that there are."""
+    [(name, value)] = asked.items()
+    with pytest.raises(ValueError, match=f"{name} must be a value of the sweep.*; got {value}"):
+        figures.one_run(sweep(), **asked)
+
+
+def test_a_cell_that_is_asked_for_but_not_done_is_named_as_the_reason() -> None:
+    """Asking for a missing cell draws no other one."""
+    ds = half_done()
+    assert "no cell that was asked for is done" in words(figures.one_run(ds, N=256))
