@@ -123,7 +123,8 @@ def lowest_eigenpairs(
     -------
     Eigenpairs
         Pairs that ARPACK did not converge are NaN, and so are all of them where w is not finite;
-        that is data, not an exception.
+        that is data, not an exception. Those that converged come first: next to NaN, a pair need
+        not be the lowest (seen after one or two restarts from the vector of another pair).
 
     Raises
     ------
