@@ -4,10 +4,10 @@ Readers trust one file, the root ``zarr.json`` with its consolidated metadata, w
 one rename: that is the commit point of every change of shape.
 
 A chunk's file is named by its place in the grid. A value inserted in the middle of an axis changes
-places, and a reader that opened the old grid must not find other numbers under its names. So an array
-whose chunks move gets its chunks under the other of two spellings of a chunk key (``c.1.0.0`` and
-``1.0.0``, both standard), as hard links: no data is copied, and who has the old grid open goes on reading
-the old names, as they were. They are removed by the next extension that needs the spelling.
+places, and a reader that opened the old grid must not find other numbers under its names. So an
+array whose chunks move gets them under the other of two spellings of a chunk key (``c.1.0.0`` and
+``1.0.0``, both standard), as hard links: no data is copied, and who has the old grid open goes on
+reading the old names, as they were. They are removed by the next widening that needs the spelling.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _PACKAGES = ("alphasweep", "numpy", "scipy", "xarray", "zarr")
 def seeds_per_chunk(sweep: Sweep) -> int:
     """Length of a chunk along seed in a new store, which keeps it for ever.
 
-    A chunk holds one alpha and one N. About a thousand runs in each keep the number of files low, and
-    a sweep of millions of cells still has no more than some ten thousand chunks a variable.
+    A chunk holds one alpha and one N. About a thousand runs in each keep the number of files low,
+    and a sweep of millions of cells still has no more than some ten thousand chunks a variable.
     """
     grid = sweep.grid
     for_large = len(grid.alpha) * len(grid.N) * len(grid.seed) // _MOST_BLOCKS
@@ -75,8 +75,8 @@ def build(path: Path, sweep: Sweep) -> None:
 def widen(path: Path, sweep: Sweep) -> None:
     """Make the group at `path` that of a wider sweep, whose axes contain the old ones.
 
-    The metadata of the wider group is built beside it, and comes into force with its root file. Until
-    then nothing has happened for any reader, and a widening that was killed can be done again.
+    The metadata of the wider group is built beside it, and comes into force with its root file.
+    Until then nothing has happened for any reader, and one that was killed can be done again.
     """
     root = read_root(path)
     old = Sweep.from_document(root["attributes"]["sweep"]).grid

@@ -145,9 +145,9 @@ class Plan:
     _cost: npt.NDArray[np.float64]
 
     def work(self, sizes: Collection[int] | None = None) -> Iterator[Work]:
-        """What is missing at these N (default: all), the longest parts first; made as it is read.
+        """Yield what is missing at these N (default: all), the longest parts first.
 
-        However large the sweep, no more than the blocks in work need be held.
+        It is made as it is read: however large the sweep, only the blocks in work are held.
         """
         grid, runs = self._sweep.grid, self._runs
         wanted = [j for j, N in enumerate(grid.N) if sizes is None or N in sizes]

@@ -317,7 +317,7 @@ class Sweep(_Table):
     def recipe(self) -> Recipe:
         """How every cell is computed; recorded steps are those nearest to the times asked for.
 
-        Steps ascend; 0 and that of t_max are among them, and times closer than a step fall together.
+        Steps ascend, 0 and that of t_max among them; times closer than a step fall together.
         """
 
         def step(time: float) -> int:
@@ -417,7 +417,7 @@ def differences(old: Sweep, new: Sweep) -> list[str]:
 
 
 def union(old: Sweep, new: Sweep) -> Sweep:
-    """Return a sweep with the values of both on its axes alpha, N and seed, all else as in `old`."""
+    """Return `old` with the values of both sweeps on its axes alpha, N and seed."""
     axes = {
         axis: sorted({*getattr(old.grid, axis), *getattr(new.grid, axis)})
         for axis in ("alpha", "N", "seed")

@@ -6,8 +6,8 @@
 A worker hands in a part as one file, by an atomic rename. The writer, who holds the lock, commits a
 block (one alpha, one N, the seeds of one chunk): it merges the block's parts over what is there and
 writes ``status`` last, so a cell is done only when everything of it is on disk. Every step can be
-killed and repeated: parts are deterministic, merging twice changes nothing, and parts are removed only
-after the committed block was read back.
+killed and repeated: parts are deterministic, merging twice changes nothing, and parts are removed
+only after the committed block was read back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import psutil
 import xarray as xr
 
 from pipeline import layout
-from pipeline.dataset import DONE, FAILED, cell_variables
+from pipeline.dataset import DONE, FAILED, cell_dtype, cell_variables
 from pipeline.files import replace, replace_text, sync
 from pipeline.part import Cells, Part
 from pipeline.spec import Sweep, SweepError, differences, union
@@ -130,15 +130,17 @@ class Store:
                 found.append(Part.from_name(file.name.removesuffix(".npz")))
         return found
 
-    def load(self, part: Part) -> Cells | None:
-        """Read a part's file; None if it is not there, or not whole (it has a checksum)."""
+    def load(self, part: Part, dtype: np.dtype[Any]) -> Cells | None:
+        """Read a part's cells, of this type.
+
+        None if there is no such file, or it is not whole (it has a checksum), or another sweep's.
+        """
         try:
-            with np.load(self._part_file(part), allow_pickle=False) as file:
-                return cast(Cells, file["cells"])
-        except FileNotFoundError:
-            return None
+            with self._part_file(part).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                cells = cast(Cells, file["cells"])
         except Exception:  # zipfile, zlib and NumPy each have their own errors for garbage
             return None
+        return cells if cells.dtype == dtype and cells.shape == (len(part.seeds),) else None
 
     def failures(self) -> list[dict[str, Any]]:
         """Read the records of failed parts, as `Writer.commit` wrote them."""
@@ -254,7 +256,7 @@ class Writer:
         waiting: dict[Block, list[Part]] = {}
         for part in self.store.parts():
             block = grid.block_of(part)
-            if block is None or self.store.load(part) is None:
+            if block is None or self.store.load(part, grid.dtype) is None:
                 self.discard(part)
             else:
                 waiting.setdefault(block, []).append(part)
@@ -284,7 +286,8 @@ class Writer:
         """
         self._check_lease()
         grid = self._opened()
-        loaded = [(part, cells) for part in parts if (cells := self.store.load(part)) is not None]
+        read = ((part, self.store.load(part, grid.dtype)) for part in parts)
+        loaded = [(part, cells) for part, cells in read if cells is not None]
         rows = [grid.rows(block, part.seeds) for part, _ in loaded]
         status = grid.read(block, "status")
         anything = (status == DONE).any()
@@ -365,6 +368,7 @@ class _Grid:
         self._seeds = np.array(sweep.grid.seed)
         self._per_chunk = int(attributes["seeds_per_chunk"])
         self._variables = cell_variables(sweep.recipe)
+        self.dtype = cell_dtype(sweep.recipe)
         self.code = attributes["code_versions"].index(layout.code_version())
         self.names = [name for name in self._variables if name != "status"]
 

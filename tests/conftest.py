@@ -1,0 +1,70 @@
+"""Small sweeps, and stores of them, for the tests of the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pipeline.part import Part, compute
+from pipeline.spec import Sweep
+from pipeline.store import Store, hand_in
+
+TINY = {
+    "name": "tiny",
+    "root_seed": 5,
+    "grid": {"alpha": [2.0, 4.0], "N": [8, 12], "seed": [0, 1, 2], "start": [0, 1]},
+    "descent": {"a": 1.0, "learning_rate": 0.03, "t_max": 3.0},
+    "record": {"times": [0.3, 1.0]},
+    "probe": {"times": [0.0, 1.0], "modes": 2},
+}
+
+
+def tiny(**grid: Any) -> Sweep:
+    """Return a sweep of a dozen cells that take milliseconds, with other axes if they are given."""
+    return Sweep.from_document(TINY | {"grid": TINY["grid"] | grid})  # type: ignore[operator]
+
+
+def parts_of(sweep: Sweep, seeds_per_part: int = 2) -> list[Part]:
+    """Cut a whole sweep, of consecutive seeds, into parts."""
+    seeds = sweep.grid.seed
+    return [
+        Part(alpha, N, first, min(first + seeds_per_part - 1, seeds[-1]))
+        for alpha in sweep.grid.alpha
+        for N in sweep.grid.N
+        for first in seeds[::seeds_per_part]
+    ]
+
+
+def fill(store: Store, sweep: Sweep, parts: list[Part]) -> None:
+    """Prepare the store, compute parts, and commit them, without Dask."""
+    with store.lock() as writer:
+        writer.prepare(sweep)
+        for part in parts:
+            hand_in(store.parts_folder, part, compute(sweep.recipe, part))
+        writer.collect()
+
+
+def bits(path: Path | str, **at: Any) -> dict[str, tuple[Any, bytes]]:
+    """Read a store as anyone would: shape, type and bytes of all but ``seconds``."""
+    dataset = xr.open_zarr(path).drop_vars("seconds").sel(at).load()
+    return {
+        str(name): ((values.shape, values.dtype), np.ascontiguousarray(values).tobytes())
+        for name, values in ((n, v.values) for n, v in dataset.variables.items())
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A place for a store."""
+    return Store(tmp_path / "tiny.zarr")
+
+
+@pytest.fixture
+def full(store: Store) -> Store:
+    """A finished store of the tiny sweep."""
+    fill(store, tiny(), parts_of(tiny()))
+    return store
