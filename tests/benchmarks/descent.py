@@ -1,0 +1,265 @@
+"""How fast the descent is: against the machine's sgemm, and against the same descent in JAX.
+
+    python tests/benchmarks/descent.py
+
+alpha = 5, a = 1, float32. The first table is the sustained rate of `kernels.descent.descend` with
+R = 32 starts on one thread, counted as 4 M N R flops a step (whatever else a step does is loss),
+and the rate of a large square sgemm.
+
+The second table is the time of one step of one run. JAX compiles the loop (jit, scan)
+and differentiates the same loss: of one start, or of 32 (vmap); or it is given the gradient of 32
+starts as two matrix products, in the better of both layouts. Both sides have the same cores: one;
+or two, which JAX takes by its own threads and we, like `alphasweep run`, by a process each. Before
+a time is taken, both sides must have reached the same overlaps.
+
+Measurements are short, take turns, and count with the best of many: on a shared machine compare the
+columns of one table, not figures of different hours. Ours is clocked from one product to the next
+(`Clocked`), so that it holds all of a step but not the records of its beginning and end. A minute;
+Linux only (it binds processes to cores).
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from kernels.descent import descend
+from kernels.instance import draw_instance, uniform_starts
+from kernels.loss import Array
+from kernels.sensing import Sensing, Weigh
+
+ALPHA, A, STARTS, REPEATS = 5, 1.0, 32, 15
+SIZES = (128, 512, 1024, 2048)
+SQUARE = 1024  # of the sgemm
+FLOPS, FEWEST_STEPS = 4e9, 3  # of one measurement; one start gets a tenth of them
+TIMED_RATE = 1e-5  # of learning: so short that no start ends while it is timed
+CHECKED_RATE, CHECKED_STEPS, AGREEMENT = 0.03, 60, 1e-4
+
+Run = Callable[[int, float], tuple[Array, float]]
+"""``run(steps, learning_rate)`` returns the overlaps at its end, and the seconds of a step."""
+
+
+class Clocked:
+    """A sensing operator that keeps the time at which each product with it began."""
+
+    def __init__(self, sensing: Sensing) -> None:
+        self._sensing, self.began = sensing, list[float]()
+
+    def round_trip(self, W: Array, weigh: Weigh, y_hat: Array, out: Array) -> None:
+        """See `kernels.sensing.Sensing`."""
+        self.began.append(time.perf_counter())
+        self._sensing.round_trip(W, weigh, y_hat, out)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sensing, name)
+
+
+def flops_a_step(N: int, starts: int) -> int:
+    """Return the flops of the two products with the sensing matrix."""
+    return 4 * ALPHA * N * N * starts
+
+
+def ours(N: int) -> dict[str, Run]:
+    """Return the descent as the pipeline runs it."""
+    instance = draw_instance(0, N, 0, M=ALPHA * N)
+    clocked = Clocked(instance.sensing)
+    instance = replace(instance, sensing=clocked)
+    W = uniform_starts(0, N, 0, range(STARTS))
+
+    def run(steps: int, learning_rate: float) -> tuple[Array, float]:
+        clocked.began.clear()
+        end = descend(
+            instance,
+            W,
+            a=A,
+            learning_rate=learning_rate,
+            record=(0, steps + 1),
+            recovered_at=2.0,
+            trapped_below=0.0,
+        )
+        return end.overlap[:, -1], (clocked.began[-1] - clocked.began[1]) / steps
+
+    return {"ours": run}
+
+
+def rival(N: int) -> dict[str, Run]:
+    """Return the same descent in JAX, in every form that was found worth a try."""
+    import jax
+    import jax.numpy as jnp
+
+    instance = draw_instance(0, N, 0, M=ALPHA * N)
+    X, y2, w_star = instance.sensing.X, jnp.square(instance.y), instance.w_star
+    XT = jnp.asarray(np.ascontiguousarray(X.T))
+    X = jnp.asarray(X)
+    scale = 4 / (ALPHA * (A + y2))
+    columns = uniform_starts(0, N, 0, range(STARTS))
+    rows = columns.T.copy()
+
+    def loss(w):
+        return jnp.sum(jnp.square(jnp.square(X @ w) - y2) / (A + y2)) / ALPHA
+
+    def one(w, learning_rate):
+        _, gradient = jax.value_and_grad(loss)(w)
+        u = w - learning_rate * gradient
+        return u * jnp.sqrt(N / jnp.sum(u * u))
+
+    def by_columns(W, learning_rate):
+        y_hat = X @ W
+        slope = scale[:, None] * y_hat * (y_hat * y_hat - y2[:, None])
+        U = W - learning_rate * (X.T @ slope)
+        return U * jnp.sqrt(N / jnp.sum(U * U, axis=0))
+
+    def by_rows(W, learning_rate):
+        y_hat = W @ XT
+        U = W - learning_rate * ((scale * y_hat * (y_hat * y_hat - y2)) @ X)
+        return U * jnp.sqrt(N / jnp.sum(U * U, axis=1))[:, None]
+
+    def compiled(step, W, starts_axis):
+        def descent(W, learning_rate, steps):
+            return jax.lax.scan(lambda W, _: (step(W, learning_rate), None), W, length=steps)[0]
+
+        descent = jax.jit(descent, static_argnames="steps")
+        W = jnp.asarray(W)
+
+        def run(steps: int, learning_rate: float) -> tuple[Array, float]:
+            began = time.perf_counter()
+            end = jax.block_until_ready(descent(W, learning_rate, steps=steps))
+            seconds = time.perf_counter() - began
+            end = np.atleast_2d(end if starts_axis == 0 else end.T)
+            return end @ w_star / N, seconds / steps
+
+        return run
+
+    return {
+        "one start": compiled(one, columns[:, 0], 0),
+        "vmap": compiled(jax.vmap(one, in_axes=(0, None)), rows, 0),
+        "by rows": compiled(by_rows, rows, 0),
+        "by columns": compiled(by_columns, columns, 1),
+    }
+
+
+def serve(pipe: Connection, cores: set[int], side: Callable[[int], dict[str, Run]]) -> None:
+    """Bind this process to cores, then run what the pipe asks for until it says stop."""
+    os.sched_setaffinity(0, cores)  # before JAX counts them
+    runs: dict[str, Run] = {}
+    with threadpool_limits(limits=1, user_api="blas"):
+        while (request := pipe.recv()) is not None:
+            if isinstance(request, int):
+                runs = side(request)
+                pipe.send(list(runs))
+            else:
+                form, steps, learning_rate = request
+                pipe.send(runs[form](steps, learning_rate))
+
+
+@contextmanager
+def process(cores: set[int], side: Callable[[int], dict[str, Run]]) -> Iterator[Connection]:
+    """Keep a process that serves one side."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    server = context.Process(target=serve, args=(there, cores, side))
+    server.start()
+    try:
+        yield here
+    finally:
+        here.send(None)
+        server.join()
+
+
+def ask(pipes: list[Connection], request: object) -> list:
+    """Return the answers of all processes, asked at once."""
+    for pipe in pipes:
+        pipe.send(request)
+    return [pipe.recv() for pipe in pipes]
+
+
+def microseconds(we: list[Connection], they: list[Connection], N: int) -> dict[str, float]:
+    """Return the shortest times of a step of one run, for every form of both sides."""
+    sides = {form: pipes for pipes in (we, they) for form in ask(pipes, N)[0]}
+    batch = {form: 1 if form == "one start" else STARTS for form in sides}
+    # `ours` goes one step further than it is asked to, so that its last step has an end.
+    expected, _ = ask(we, ("ours", CHECKED_STEPS - 1, CHECKED_RATE))[0]
+    steps = {}
+    for form, pipes in sides.items():
+        work = FLOPS if batch[form] > 1 else FLOPS / 10
+        steps[form] = max(FEWEST_STEPS, round(work / flops_a_step(N, batch[form])))
+        ask(pipes, (form, steps[form], TIMED_RATE))  # compiles, and warms the caches
+        if form == "ours":
+            continue
+        reached, _ = ask(pipes, (form, CHECKED_STEPS, CHECKED_RATE))[0]
+        apart = np.abs(reached - expected[: batch[form]]).max()
+        if not apart < AGREEMENT:
+            sys.exit(
+                f"both sides must reach the same overlaps; at N = {N} those of JAX ({form}) are "
+                f"{apart:.1e} from ours after {CHECKED_STEPS} steps: one of them is wrong"
+            )
+    best = dict.fromkeys(sides, math.inf)
+    for _ in range(REPEATS):
+        for form, pipes in sides.items():
+            answers = ask(pipes, (form, steps[form], TIMED_RATE))
+            rate = sum(batch[form] / seconds for _, seconds in answers)
+            best[form] = min(best[form], 1e6 / rate)
+    return best
+
+
+def compare_with_sgemm() -> None:
+    """Print the first table."""
+    print("Sustained, one thread, 32 starts, GFLOP/s")
+    print("    N  descent    sgemm  ratio")
+    B = np.random.default_rng(0).standard_normal((SQUARE, SQUARE), dtype=np.float32)
+    C = np.empty_like(B)
+    for N in SIZES:
+        run = ours(N)["ours"]
+        steps = max(FEWEST_STEPS, round(FLOPS / flops_a_step(N, STARTS)))
+        descent = sgemm = math.inf
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            np.matmul(B, B, out=C)
+            sgemm = min(sgemm, time.perf_counter() - began)
+            descent = min(descent, run(steps, TIMED_RATE)[1])
+        rate = 1e-9 * flops_a_step(N, STARTS) / descent
+        peak = 1e-9 * 2 * SQUARE**3 / sgemm
+        print(f"{N:5d} {rate:8.1f} {peak:8.1f} {rate / peak:6.2f}", flush=True)
+
+
+def compare_with_jax() -> None:
+    """Print the second table."""
+    print("\nMicroseconds a step and run; in brackets JAX's time over ours")
+    print("cores    N    ours      JAX: one start           vmap        by hand")
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    for number in range(1, len(cores) + 1):
+        mine = cores[:number]
+        with process(set(mine), rival) as jax, process({mine[0]}, ours) as first:
+            if number == 1:
+                print_rows(number, [first], [jax])
+                continue
+            with process({mine[1]}, ours) as second:
+                print_rows(number, [first, second], [jax])
+
+
+def print_rows(number: int, we: list[Connection], they: list[Connection]) -> None:
+    """Print the rows of one number of cores."""
+    for N in SIZES:
+        best = microseconds(we, they, N)
+        by_hand = min(best["by rows"], best["by columns"])
+        rivals = "".join(
+            f"{t:10.2f} ({t / best['ours']:4.1f})"
+            for t in (best["one start"], best["vmap"], by_hand)
+        )
+        print(f"{number:5d} {N:4d} {best['ours']:7.2f}     {rivals}", flush=True)
+
+
+if __name__ == "__main__":
+    with threadpool_limits(limits=1, user_api="blas"):
+        compare_with_sgemm()
+    compare_with_jax()
