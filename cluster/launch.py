@@ -2,23 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.core import Status
+from distributed.security import Security
+
+from cluster import slurm
+from cluster.fleet import Death, Fleet, QueueFleet
+from cluster.profile import Profile, SizeClass
+from cluster.slurm import ClusterError
+
+WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
+"""Variable in the environment of a worker in a queue: when the walltime of its job ends, in
+seconds since the epoch, by the clock of its node."""
 
 # Set before a worker process starts, so that its BLAS reads them when it is loaded.
-_ONE_THREAD = {
-    name: "1"
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
+)
+# Parts are long single calls into BLAS that hold no lock of ours: not a fault.
+_TICK_LIMIT = "1h"
+_WORKER = _ONE_THREAD | {
+    "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": _TICK_LIMIT,
+    # Nothing is kept that could be spilled, and a paused worker would never go on: the queue
+    # ends a job that needs too much.
+    "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
 }
+_SCHEDULER = {
+    "distributed.admin.tick.limit": _TICK_LIMIT,
+    "distributed.scheduler.allowed-failures": 20,  # a long sweep loses many workers to walltimes
+    "distributed.scheduler.worker-saturation": 1.0,  # a worker that dies has one part in hand
+    "distributed.deploy.lost-worker-timeout": "1000d",  # jobs are replaced by `Cluster.check`
+}
+_CLUSTERS = {
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "moab": "MoabCluster",
+    "sge": "SGECluster",
+    "lsf": "LSFCluster",
+    "oar": "OARCluster",
+    "htcondor": "HTCondorCluster",
+}
+_POLL_SECONDS = 3.0  # between two looks at the queue
+_CLOSE_SECONDS = 15.0
 
 
 @contextmanager
 def local(workers: int) -> Iterator[Client]:
-    """A client on this machine: processes with one thread and one BLAS thread each.
+    """Start a client on this machine: processes with one thread and one BLAS thread each.
 
     The scheduler and its web page listen on loopback only. On leaving, whatever the workers are
     doing is killed: what matters is on the disk.
@@ -30,8 +77,7 @@ def local(workers: int) -> Iterator[Client]:
     """
     settings = {
         "distributed.nanny.pre-spawn-environ": _ONE_THREAD,
-        # Parts are long single calls into BLAS that hold no lock of ours: not a fault.
-        "distributed.admin.tick.limit": "1h",
+        "distributed.admin.tick.limit": _TICK_LIMIT,
         "distributed.worker.memory.terminate": 0.95,
     }
     with dask.config.set(settings), _quiet():
@@ -53,6 +99,358 @@ def local(workers: int) -> Iterator[Client]:
                     process.process.kill()
             client.close(timeout=2)
             cluster.close(timeout=5)
+
+
+class Cluster:
+    """The workers of one run, by size class. `launch` makes it."""
+
+    def __init__(self, fleets: Mapping[str, Fleet], *, queued_as: str | None = None) -> None:
+        self._fleets, self._queued_as = fleets, queued_as
+        self._next = 0.0
+
+    @property
+    def deaths(self) -> list[Death]:
+        """Jobs that ended although they were wanted, as far as `check` has seen, by class."""
+        return [death for fleet in self._fleets.values() for death in fleet.deaths]
+
+    @property
+    def dashboards(self) -> dict[str, str]:
+        """Web pages by class. They listen on loopback of this machine only."""
+        return {name: fleet.client.dashboard_link for name, fleet in self._fleets.items()}
+
+    def client(self, size_class: str) -> Client:
+        """Return the client whose tasks run on this class."""
+        return self._fleets[size_class].client
+
+    def workers(self, size_class: str) -> int:
+        """Return how many workers of this class are there now."""
+        return len(self._fleets[size_class].scheduler.workers)
+
+    def wait(self, size_class: str, *, workers: int = 1) -> None:
+        """Wait until so many workers of a class are there, however long the queue takes.
+
+        Raises what `check` raises.
+        """
+        while self.workers(size_class) < workers:
+            self.check()
+            time.sleep(0.1)
+
+    def check(self) -> None:
+        """Replace jobs that are gone. To be called every second or so; most calls do nothing.
+
+        A job is gone when it ended, when the queue refused it, or when its worker left and did not
+        come back. While the queue does not answer, nothing is done.
+
+        Raises
+        ------
+        ClusterError
+            If as many jobs of a class died young as the profile's `early_deaths`: before their
+            worker joined, or within a minute and with no task finished, and not because they were
+            cancelled, preempted, or on a node that failed. A job that ends later and finished
+            something makes up for one. Also if a class has no job, and the queue refused as many
+            attempts in a row.
+        """
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _POLL_SECONDS
+        # Before the queue is asked: a job that is submitted meanwhile is not missing.
+        submitted = [(fleet, fleet.submitted()) for fleet in self._fleets.values()]
+        listed = None
+        if self._queued_as:
+            try:
+                listed = slurm.listed(name=self._queued_as)
+            except ClusterError:
+                return
+        for fleet, jobs in submitted:
+            fleet.supervise(jobs, listed)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Say how each class is, as of the last `check`.
+
+        Returns
+        -------
+        dict
+            By class: ``wanted``, ``pending`` and ``running`` jobs; ``reasons`` why jobs are
+            pending, in the queue's words, with their numbers; ``workers``; jobs that ``died``; and
+            ``core_seconds`` that jobs have held so far, to a few seconds a job.
+        """
+        return {name: fleet.state() for name, fleet in self._fleets.items()}
+
+    def retire(self, worker: str) -> None:
+        """Give a worker nothing more to do, and end its job when it has finished what it has.
+
+        The job is replaced.
+
+        Parameters
+        ----------
+        worker : str
+            Its address; one that is gone already is no error.
+        """
+        for fleet in self._fleets.values():
+            if worker in fleet.scheduler.workers:
+                fleet.retire(worker)
+
+
+@contextmanager
+def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) -> Iterator[Cluster]:
+    """Start workers of each size class, as the profile says, for as long as the body runs.
+
+    On leaving, however that happens, every job of the run is cancelled, also those that wait in
+    the queue, and its certificates are removed. What a killed driver of the same run left of
+    either is removed on entering. To be called from the main thread.
+
+    Parameters
+    ----------
+    profile : Profile
+        Where, and what a job of each class asks for.
+    jobs : mapping of str to int
+        How many jobs of each class, by its name; a job is one worker.
+    run_directory : Path
+        A directory of this run alone, for logs and certificates, seen by every node. Only one
+        launch at a time may use it: whoever holds the lock of the store.
+
+    Raises
+    ------
+    ClusterError
+        If this machine has no such queue, if the profile allows fewer jobs, or if the path cannot
+        be used; also from the end, if jobs could not be cancelled.
+    """
+    sizes = {size.name: size for size in profile.classes}
+    if (number := sum(jobs.values())) > profile.jobs:
+        raise ClusterError(
+            f"a run may have jobs = {profile.jobs} at once, by its profile; {number} were asked "
+            "for: ask for fewer, or change the profile."
+        )
+    with ExitStack() as stack:
+        if profile.kind == "local":
+            yield Cluster(
+                {
+                    size: Fleet(sizes[size], n, stack.enter_context(local(n)))
+                    for size, n in jobs.items()
+                }
+            )
+            return
+        directory = _usable(run_directory)
+        name = job_name(directory) if profile.kind == "slurm" else None
+        if name:
+            slurm.cancel(name=name)
+            stack.callback(_end_jobs, name)
+        security = stack.enter_context(_certificates(profile, directory))
+        stack.enter_context(dask.config.set(_SCHEDULER))
+        stack.enter_context(_quiet())
+        fleets = {
+            size: stack.enter_context(_fleet(profile, sizes[size], n, directory, security))
+            for size, n in jobs.items()
+        }
+        if name:
+            # Dask, which ends one worker after the other, has less to do then.
+            stack.callback(slurm.cancel, name=name)
+        yield Cluster(fleets, queued_as=name)
+
+
+def job_name(run_directory: Path) -> str:
+    """Return the name of every worker job of a run, by which they can be found and cancelled."""
+    digest = hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()
+    return f"alphasweep-{digest[:12]}"
+
+
+def job_script(profile: Profile, size: SizeClass, *, run_directory: Path) -> str:
+    """Return the script of a job, with placeholders for what only a run knows.
+
+    Parameters
+    ----------
+    profile : Profile
+        Of a queue; its kind is not "local".
+    """
+    settings = _settings(profile, size, run_directory.resolve())
+    protocol = "tls" if profile.tls else "tcp"
+    if profile.tls:
+        folder = _certificate_directory(profile, run_directory.resolve())
+        settings |= {"security": _security(folder), "protocol": "tls://"}
+    # dask-jobqueue makes the folder of the logs as soon as it hears of it.
+    with tempfile.TemporaryDirectory() as scratch:
+        logs = settings.pop("log_directory")
+        job = _job_class(profile)(
+            f"{protocol}://DRIVER:PORT", name="NAME", log_directory=scratch, **settings
+        )
+        script: str = job.job_script()
+    return script.replace(scratch, logs)
+
+
+@contextmanager
+def _fleet(
+    profile: Profile, size: SizeClass, jobs: int, directory: Path, security: Security | None
+) -> Iterator[QueueFleet]:
+    submitted: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    run, number = f"{job_name(directory)}-{size.name}", count()
+
+    class Job(_job_class(profile)):  # type: ignore[misc]
+        """Says which job is whose, and takes a refusal for an answer instead of raising it."""
+
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (RuntimeError, ValueError, OSError) as error:
+                refused[self.name] = str(error)
+                self.status = Status.running
+            else:
+                submitted[self.job_id] = self.name
+
+    class Queue(_dask_jobqueue().JobQueueCluster):  # type: ignore[misc]
+        """Gives no name twice, so that a new job is never taken for the one it replaces."""
+
+        def _new_worker_name(self, worker_number: int) -> str:
+            return f"{run}-{next(number)}"
+
+    cluster = Queue(
+        job_cls=Job,
+        security=security,
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
+        **_settings(profile, size, directory),
+    )
+    try:
+        client = Client(cluster)
+        yield QueueFleet(
+            size,
+            jobs,
+            client,
+            early_deaths=profile.early_deaths,
+            logs=directory / "logs",
+            submitted=submitted,
+            refused=refused,
+        )
+        client.close(timeout=2)
+    finally:
+        cluster.close(timeout=_CLOSE_SECONDS)
+
+
+def _settings(profile: Profile, size: SizeClass, directory: Path) -> dict[str, Any]:
+    """Say to dask-jobqueue what a job needs; each queue has words of its own for it."""
+    kind = profile.kind
+    hours, minutes = divmod(size.walltime // 60, 60)
+    settings: dict[str, Any] = {
+        "job_name": job_name(directory),
+        "log_directory": str(directory / "logs"),
+        "python": str(profile.python),
+        "cores": size.cores,
+        "memory": f"{size.memory} B",
+        "processes": 1,  # with more, dask-jobqueue loses count of jobs
+        "nanny": False,  # a job is one process: if it dies, the job does, and is replaced
+        "interface": profile.interface,
+        "local_directory": str(profile.local_directory) if profile.local_directory else None,
+        "death_timeout": 60,
+        "job_script_prologue": [
+            # First of all, when the job has just begun; in backticks, as HTCondor expands $().
+            f"export {WALLTIME_END}=`date -d +{size.walltime}sec +%s`",
+            *profile.prologue,
+            *(f"export {name}={value}" for name, value in _WORKER.items()),
+        ],
+        # A worker's own web page is not covered by TLS.
+        "worker_extra_args": ["--nthreads", "1", "--dashboard-address", "127.0.0.1:0"],
+        "job_directives_skip": list(profile.skip_directives),
+        "job_extra_directives": list(profile.extra_directives),
+    }
+    if kind == "htcondor":
+        over = f"JobStatus == 2 && time() - EnteredCurrentStatus > {size.walltime}"
+        own = {"periodic_remove": over}
+        if profile.account:
+            own["accounting_group"] = profile.account
+        pairs = (line.split("=", 1) for line in profile.extra_directives)
+        settings["job_extra_directives"] = own | {k.strip(): v.strip() for k, v in pairs}
+        settings["disk"] = "1 GB"
+        return settings
+    seconds = "" if kind == "lsf" else ":00"
+    settings["walltime"] = f"{hours:02}:{minutes:02}{seconds}"
+    settings["queue"] = profile.partition
+    settings["project" if kind in ("sge", "lsf", "oar") else "account"] = profile.account
+    if kind == "slurm":
+        # A job that SLURM starts again behind our back is one too many.
+        settings["job_extra_directives"].insert(0, "--no-requeue")
+    if kind == "oar":
+        settings["memory_per_core_property_name"] = "not_applicable"
+    return settings
+
+
+def _job_class(profile: Profile) -> type[Any]:
+    job: type[Any] = getattr(_dask_jobqueue(), _CLUSTERS[profile.kind]).job_cls
+    return job
+
+
+def _dask_jobqueue() -> ModuleType:
+    """Import it, and put the SIGINT handler back that it replaces by one which exits with 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        import dask_jobqueue
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return dask_jobqueue
+
+
+def _usable(directory: Path) -> Path:
+    directory = directory.resolve()
+    if any(letter.isspace() for letter in str(directory)):
+        raise ClusterError(
+            f"the path of a run in a queue must have no blanks, which job scripts cannot quote; "
+            f"got {directory}: choose another store."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@contextmanager
+def _certificates(profile: Profile, directory: Path) -> Iterator[Security | None]:
+    """Make certificates of this run, in files only for their owner, until the body is left."""
+    if not profile.tls:
+        warnings.warn(
+            "tls = false in the profile: anyone who can reach a port of the driver or of a worker "
+            "can read the traffic, and run programs as you.",
+            stacklevel=5,
+        )
+        yield None
+        return
+    folder = _certificate_directory(profile, directory)
+    shutil.rmtree(folder, ignore_errors=True)  # of a driver that was killed
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        made = Security.temporary()
+        for name, text in (("cert.pem", made.tls_ca_file), ("key.pem", made.tls_worker_key)):
+            (folder / name).touch(mode=0o600)
+            (folder / name).write_text(text)
+        yield _security(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _certificate_directory(profile: Profile, directory: Path) -> Path:
+    return (profile.shared_directory or directory) / f"certificates-{job_name(directory)}"
+
+
+def _security(folder: Path) -> Security:
+    # One certificate for all: who holds the key is of this run.
+    files = {
+        f"tls_{role}_{what}": str(folder / f"{what}.pem")
+        for role in ("client", "scheduler", "worker")
+        for what in ("cert", "key")
+    }
+    return Security(require_encryption=True, tls_ca_file=str(folder / "cert.pem"), **files)
+
+
+def _end_jobs(name: str) -> None:
+    """Cancel what is left, and wait until the queue has nothing that runs or waits."""
+    until = time.monotonic() + _CLOSE_SECONDS
+    while True:
+        slurm.cancel(name=name)
+        listed = slurm.listed(name=name).items()
+        jobs = [job for job, shown in listed if shown.state != "COMPLETING"]
+        if not jobs:
+            return
+        if time.monotonic() > until:
+            raise ClusterError(
+                f"all jobs of the run must be gone from the queue; still there: {', '.join(jobs)}. "
+                f"Cancel them: scancel --name={name}"
+            )
+        time.sleep(0.2)
 
 
 @contextmanager

@@ -1,0 +1,284 @@
+"""The workers of one size class, and what is done when they or their jobs are gone.
+
+dask-jobqueue submits and cancels. What it leaves out is here: it replaces no job that was refused,
+that died before its worker joined, or that came to its walltime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from distributed import Client, Scheduler, SchedulerPlugin
+
+from cluster import slurm
+from cluster.profile import SizeClass
+from cluster.slurm import ClusterError
+
+_LOST_SECONDS = 15.0  # after that, a worker that left although its job goes on does not come back
+_YOUNG_SECONDS = 60.0
+_JOBS_AT_ONCE = 50  # submitted between two looks at the queue, which serves others too
+_LONGEST_PAUSE = 60.0  # between two attempts to submit, in seconds
+_LOG_LINES = 20
+_NOT_ITS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
+
+Listing = Mapping[str, slurm.Listed]
+
+
+@dataclass(frozen=True)
+class Death:
+    """A job that ended although the run still wanted it.
+
+    Attributes
+    ----------
+    size_class, job : str
+        Its class and id.
+    worker : str
+        Address of its worker; "" if that never joined.
+    state, exit_code, node : str
+        As the queue tells; "" if it does not.
+    tasks : tuple of str
+        Keys of the tasks that the worker had in hand. They run again elsewhere.
+    finished : int
+        Tasks that the worker had finished.
+    young : bool
+        Whether it counts against the profile's `early_deaths`.
+    """
+
+    size_class: str
+    job: str
+    worker: str
+    state: str
+    exit_code: str
+    node: str
+    tasks: tuple[str, ...]
+    finished: int
+    young: bool
+
+
+class Fleet:
+    """Workers of one class on this machine; Dask replaces them by itself."""
+
+    def __init__(self, size: SizeClass, jobs: int, client: Client) -> None:
+        self.size, self.jobs, self.client = size, jobs, client
+        self.cluster = cast(Any, client.cluster)
+        self.scheduler: Scheduler = self.cluster.scheduler
+        self.deaths: list[Death] = []
+        self._pending: Counter[str] = Counter()
+        self._running = jobs
+        self._core_seconds = 0.0
+        self._looked = time.monotonic()
+
+    def submitted(self) -> dict[str, str]:
+        """Return the names of the workers by the id of their job."""
+        return {}
+
+    def supervise(self, jobs: Mapping[str, str], listed: Listing | None) -> None:
+        """Replace what is gone.
+
+        Parameters
+        ----------
+        jobs : mapping
+            What `submitted` returned before the queue was asked.
+        listed : mapping or None
+            What the queue answered; None if there is no way to ask it.
+        """
+        self._count(running=len(self.scheduler.workers), pending=Counter())
+
+    def retire(self, worker: str) -> None:
+        """Let a worker, given by address, finish what it has, and end it."""
+        self.scheduler.loop.add_callback(self._retire, worker)
+
+    def state(self) -> dict[str, Any]:
+        """See `launch.Cluster.state`."""
+        return {
+            "wanted": self.jobs,
+            "pending": self._pending.total(),
+            "reasons": dict(self._pending),
+            "running": self._running,
+            "workers": len(self.scheduler.workers),
+            "died": len(self.deaths),
+            "core_seconds": self._core_seconds,
+        }
+
+    def _count(self, *, running: int, pending: Counter[str]) -> None:
+        now = time.monotonic()
+        self._core_seconds += self._running * self.size.cores * (now - self._looked)
+        self._running, self._pending, self._looked = running, pending, now
+
+    async def _retire(self, worker: str) -> None:
+        scheduler = self.scheduler
+        # To close a worker is to interrupt its task: it is taken out of service first.
+        await scheduler.retire_workers(workers=[worker], close_workers=False, remove=False)
+        while worker in scheduler.workers and scheduler.workers[worker].processing:
+            await asyncio.sleep(0.1)
+        await scheduler.retire_workers(workers=[worker], close_workers=True)
+
+
+class QueueFleet(Fleet):
+    """Workers of one class, each a job of a queue.
+
+    Parameters
+    ----------
+    early_deaths : int
+        See `launch.Cluster.check`.
+    logs : Path
+        Where jobs write; the names of their files contain their id.
+    submitted, refused : dict
+        Names of workers by the id of their job, and the queue's words by the name of a worker
+        whose job it refused. The event loop adds to them, see `launch`.
+    """
+
+    def __init__(
+        self,
+        size: SizeClass,
+        jobs: int,
+        client: Client,
+        *,
+        early_deaths: int,
+        logs: Path,
+        submitted: dict[str, str],
+        refused: dict[str, str],
+    ) -> None:
+        super().__init__(size, jobs, client)
+        self._early_deaths, self._logs = early_deaths, logs
+        self._submitted, self._refused = submitted, refused
+        self._running = 0
+        self._retiring: set[str] = set()
+        self._young = self._refusals = 0
+        self._not_before = 0.0
+        self._ledger = _Ledger()
+        self.scheduler.loop.add_callback(self.scheduler.add_plugin, self._ledger)
+        self._submit(replacing=[])
+
+    def submitted(self) -> dict[str, str]:
+        """Return the names of the workers by the id of their job."""
+        return dict(self._submitted)
+
+    def supervise(self, jobs: Mapping[str, str], listed: Listing | None) -> None:
+        """Replace what is gone; see `Fleet.supervise`."""
+        gone = {job: name for job, name in jobs.items() if self._is_gone(job, name, listed)}
+        if listed is None:
+            running = len(self.scheduler.workers)
+            pending = +Counter({"unknown": len(jobs) - len(gone) - running})
+        else:
+            there = [listed[job] for job in jobs if job not in gone]
+            pending = Counter(job.reason for job in there if job.state == "PENDING")
+            running = len(there) - pending.total()
+        self._count(running=running, pending=pending)
+        for job, name in gone.items():
+            self._bury(job, name, listed)
+        refused = {name: self._refused.pop(name) for name in list(self._refused)}
+        self._refusals = self._refusals + 1 if refused else 0
+        self._stop_if_hopeless(list(refused.values()))
+        troubles = max(self._refusals, self._young if gone else 0)
+        if troubles:
+            self._not_before = time.monotonic() + min(2.0 ** (troubles - 1), _LONGEST_PAUSE)
+        self._submit(replacing=[*gone.values(), *refused])
+
+    def retire(self, worker: str) -> None:
+        """Let a worker, given by address, finish what it has, and end its job."""
+        self._retiring.add(str(self.scheduler.workers[worker].name))
+        super().retire(worker)
+
+    def _is_gone(self, job: str, name: str, listed: Listing | None) -> bool:
+        if listed is not None and (job not in listed or listed[job].state == "COMPLETING"):
+            return True
+        left = self._ledger.lives[name].left if name in self._ledger.lives else None
+        return left is not None and time.monotonic() - left > _LOST_SECONDS
+
+    def _bury(self, job: str, name: str, listed: Listing | None) -> None:
+        del self._submitted[job]
+        life = self._ledger.lives.pop(name, _Life())
+        if name in self._retiring:
+            self._retiring.discard(name)
+            return
+        end = slurm.ended(job) if listed is not None else slurm.Ended()
+        young = (
+            not life.finished
+            and (life.left or time.monotonic()) - life.joined < _YOUNG_SECONDS
+            and end.state not in _NOT_ITS_FAULT
+        )
+        if young:
+            self._young += 1
+        elif life.finished:
+            self._young = max(0, self._young - 1)
+        place = (life.address, end.state, end.exit_code, end.node)
+        self.deaths.append(Death(self.size.name, job, *place, life.tasks, life.finished, young))
+
+    def _stop_if_hopeless(self, refusals: list[str]) -> None:
+        K = self._early_deaths
+        if self._young >= K:
+            last = [death for death in self.deaths if death.young][-1]
+            raise ClusterError(
+                f"jobs of class {self.size.name} must live long enough to finish a task; {K} died "
+                f"before their worker joined, or within {_YOUNG_SECONDS:.0f} s and with nothing "
+                f"finished. The last was job {last.job} ({last.state or 'state unknown'}, exit "
+                f"code {last.exit_code or 'unknown'}, node {last.node or 'unknown'}). "
+                f"{self._log(last.job)}\nMend what it says (prologue, python, memory, walltime, "
+                "interface in the profile?), and run again: what was finished is kept."
+            )
+        if self._refusals >= K and not self._running and not self._pending:
+            raise ClusterError(
+                f"the queue must accept jobs of class {self.size.name}; it refused them {K} times "
+                f"in a row, at last with:\n{refusals[-1].strip()}\nMend what it says (partition, "
+                "account, memory, walltime, extra_directives in the profile?), and run again."
+            )
+
+    def _log(self, job: str) -> str:
+        written = [path for path in self._logs.glob(f"*{job}*") if path.stat().st_size]
+        if not written:
+            return f"It wrote no log in {self._logs}."
+        lines = "\n".join(path.read_text("utf-8", "replace") for path in written).splitlines()
+        return f"The end of its log, in {self._logs}:\n" + "\n".join(lines[-_LOG_LINES:])
+
+    def _submit(self, *, replacing: list[str]) -> None:
+        self.scheduler.loop.add_callback(
+            self._rescale, replacing, time.monotonic() >= self._not_before
+        )
+
+    def _rescale(self, replacing: list[str], more: bool) -> None:
+        # In the event loop, as Dask changes these too. It closes handles that lost their spec.
+        cluster = self.cluster
+        for name in replacing:
+            cluster.worker_spec.pop(name, None)
+        there = len(cluster.worker_spec)
+        cluster.scale(min(self.jobs, there + _JOBS_AT_ONCE) if more else there)
+
+
+@dataclass
+class _Life:
+    """Of a worker; times by the monotonic clock, in seconds."""
+
+    address: str = ""
+    joined: float = float("inf")
+    left: float | None = None
+    finished: int = 0
+    tasks: tuple[str, ...] = ()
+
+
+class _Ledger(SchedulerPlugin):
+    """Who joined, how much they finished, and what they had in hand when they left."""
+
+    def __init__(self) -> None:
+        self.lives: dict[str, _Life] = {}
+        self._at: dict[str, _Life] = {}
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        life = self._at[worker] = _Life(worker, joined=time.monotonic())
+        self.lives[str(scheduler.workers[worker].name)] = life
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **news: Any) -> None:
+        if (start, finish) == ("processing", "memory") and news.get("worker") in self._at:
+            self._at[news["worker"]].finished += 1
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        # Not remove_worker: by then the scheduler has sent the tasks elsewhere.
+        if topic == "all" and msg["action"] == "remove-worker" and msg["worker"] in self._at:
+            life = self._at.pop(msg["worker"])
+            life.left, life.tasks = time.monotonic(), tuple(map(str, msg["processing-tasks"]))
