@@ -108,6 +108,8 @@ DATA = {
     "some N without alpha_half": sweep(growth=6.0),
     "no N with alpha_half": sweep().assign(recovered=lambda d: d["recovered"] * 0),
     "diverged at once": diverged(),
+    "too steep": sweep().assign(recovered=lambda d: 1.0 * (d["alpha"] > 3) + 0 * d["recovered"]),
+    "nothing recorded": sweep().assign(overlap=lambda d: d["overlap"] * np.nan),
     "only t = 0": sweep().isel(time=[0]),
     "null model": null_model(),
     "paper": sweep(N=64 * 2 ** np.arange(7)),
