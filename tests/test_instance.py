@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.instance import Instance, Signal, draw_instance, uniform_starts
@@ -24,6 +24,7 @@ def matrix(instance: Instance) -> Array:
     return instance.sensing.forward(np.eye(instance.N, dtype=instance.sensing.dtype))
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(2, 40), seeds, st.sampled_from(["planted", "null"]))
 def test_same_name_same_problem(root_seed: int, N: int, seed: int, signal: Signal) -> None:
     """A problem is drawn again to the bit, and another root_seed, seed or N gives another one."""
@@ -96,6 +97,7 @@ def test_a_start_is_the_same_whatever_the_others_are() -> None:
     assert not np.any(starts[:, 0] == starts[:, 1])
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(2, 300), seeds)
 def test_norms(root_seed: int, N: int, seed: int) -> None:
     """Signal and starts lie on the sphere of radius sqrt(N), to single precision."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.loss import (
@@ -37,6 +37,7 @@ def test_taylor_orders(a: float) -> None:
     assert order(rest) == pytest.approx(3, abs=0.05)
 
 
+@settings(deadline=None)
 @given(labels, regularisers)
 def test_zero_slope_and_curvature_where_the_label_is_met(y: float, a: float) -> None:
     """At y_hat = y and -y loss and slope vanish, and the curvature is 8 y^2 / (a + y^2)."""
@@ -46,6 +47,7 @@ def test_zero_slope_and_curvature_where_the_label_is_met(y: float, a: float) -> 
         assert ell_second(y_hat, y, a) == pytest.approx(8 * y**2 / (a + y**2), rel=1e-14)
 
 
+@settings(deadline=None)
 @given(pre_activations, labels, regularisers)
 def test_symmetry(y_hat: float, y: float, a: float) -> None:
     """Loss and curvature are even in y_hat and in y, the slope is odd in y_hat, to the bit."""
@@ -54,6 +56,7 @@ def test_symmetry(y_hat: float, y: float, a: float) -> None:
     assert ell_prime(-y_hat, y, a) == -ell_prime(y_hat, y, a)
 
 
+@settings(deadline=None)
 @given(pre_activations, labels, regularisers)
 def test_curvature_is_above_minus_four(y_hat: float, y: float, a: float) -> None:
     """No sample curves below -4; the bound is approached at y_hat = 0 for large labels."""

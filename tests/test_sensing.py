@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.instance import draw_instance
@@ -82,6 +82,7 @@ def test_precision_is_kept(precision: str) -> None:
     assert sensing.forward(W).dtype == sensing.adjoint(sensing.forward(W)).dtype == sensing.dtype
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1))
 def test_adjoint(M: int, N: int, seed: int) -> None:
     """<X w, f> = <w, X^T f> for every w and f; `shape` is (M, N)."""

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
@@ -22,6 +22,7 @@ def of_constant_labels(y_hat: float, y: float, a: float, alpha: float) -> Spectr
     return spectrum(y_hats, ys, a=a, N=1000, mu=np.zeros(1))
 
 
+@settings(deadline=None)
 @given(aspects, st.floats(0.1, 10))
 def test_edge_of_constant_positive_curvature(alpha: float, a: float) -> None:
     """Where all ell'' equal c > 0, the edge is Marchenko-Pastur's, c (1 - 1/sqrt(alpha))^2.
@@ -36,6 +37,7 @@ def test_edge_of_constant_positive_curvature(alpha: float, a: float) -> None:
     assert np.isnan(theory.outlier_overlap[0])
 
 
+@settings(deadline=None)
 @given(aspects, st.floats(0.1, 10), st.floats(0.05, 5))
 def test_outlier_of_constant_negative_curvature(alpha: float, a: float, theta: float) -> None:
     """With all ell'' = -t and y^2 = 1 + theta, Hessian and signal are a spiked Wishart matrix.
@@ -164,6 +166,7 @@ def test_one_start_does_not_depend_on_another() -> None:
         np.testing.assert_allclose(getattr(together, field), expected, rtol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 1.0, 10.0]), st.floats(-5, 5))
 def test_invariances(seed: int, a: float, mu: float) -> None:
     """Signs of y_hat change no bit, the order of samples only roundings, and mu is subtracted."""
@@ -182,6 +185,7 @@ def test_invariances(seed: int, a: float, mu: float) -> None:
         np.testing.assert_allclose(getattr(shifted, field), value - shift, rtol=1e-12, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 1.0, 10.0]), aspects)
 def test_order_of_the_spectrum(seed: int, a: float, alpha: float) -> None:
     """An outlier lies below the edge, and its overlap in (0, 1); both exist or neither."""
