@@ -375,3 +375,7 @@ def _bytes(number: float) -> str:
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

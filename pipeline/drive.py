@@ -112,6 +112,7 @@ def drive(
     except OSError as error:
         raise _cannot_write(writer, error) from error
     finally:
+        run.forget()
         run.report()
         writer.log("end", done=run.progress.done, failed=run.progress.failed)
     return run.progress
@@ -158,6 +159,12 @@ class _Run:
                 return
             with suppress(queue.Empty):
                 self._settle(*self._settled.get(timeout=_TICK_SECONDS))
+
+    def forget(self) -> None:
+        """Call back what is under way, if the run breaks off."""
+        for traffic in self._traffic:
+            traffic.lane.client.cancel(list(traffic.running.values()))
+            traffic.running.clear()
 
     def report(self) -> None:
         """Tell the terminal, and `status` in another one."""

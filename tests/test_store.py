@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +225,8 @@ def test_a_commit_that_breaks_off_anywhere_leaves_no_half_done_cell(
     with monkeypatch.context() as broken:
         broken.setattr(os, "replace", crash)
         broken.setattr(Path, "replace", crash)
-        with store.lock() as writer, pytest.raises(OSError, match="No space left"):
+        with store.lock() as writer, suppress(OSError):
             writer.collect()
-            raise OSError(28, "No space left on device")  # if it had fewer writes
     if store.status()[0, 0, 0] == DONE:
         assert bits(store.path, alpha=2.0, N=8) == full_bits
     with store.lock() as writer:

@@ -1,0 +1,412 @@
+"""The commands, as a user types them: what they print, how they end, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import xarray as xr
+
+from pipeline.spec import load
+from pipeline.store import Store
+from tests.conftest import bits, fill, parts_of, tiny
+
+COMMAND = [sys.executable, "-m", "pipeline.cli"]
+TINY = """
+name = "tiny"
+root_seed = 5
+[grid]
+alpha = [2.0, 3.0, 4.0]
+N = [8, 12]
+seed = { from = 0, to = 3 }
+start = { from = 0, to = 3 }
+[descent]
+a = 1.0
+learning_rate = 0.03
+t_max = 3.0
+[record]
+times = [0.3, 1.0]
+[probe]
+times = [0, 1]
+modes = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, with a small sweep file in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+def alphasweep(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False, **settings
+    )
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Bits of the preset quick, run without interruption."""
+    folder = tmp_path_factory.mktemp("reference")
+    done = alphasweep("run", "quick", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return bits(folder / "quick.zarr")
+
+
+# --- the way through --------------------------------------------------------------------------
+
+
+def test_run_ends_with_figures_a_table_and_a_way_to_read(here: Path) -> None:
+    """One command computes, fits, draws, and says where things are."""
+    done = alphasweep("run", "quick", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "alpha_half" in done.stdout
+    for name in ("recovery", "alpha_half", "one_run"):
+        for suffix in ("png", "pdf"):
+            assert (here / "quick.figures" / f"{name}.{suffix}").stat().st_size > 5000
+    (line,) = re.findall(r'xarray\.open_zarr\("(.*)"\)', done.stdout)
+    dataset = xr.open_zarr(line).load()
+    assert (dataset.status == 1).all()
+    assert dict(dataset.sizes)["start"] == 8
+
+
+def test_running_again_computes_nothing(reference: dict[str, Any]) -> None:
+    """A finished sweep is only drawn again, however it is cut; its bits stay."""
+    alphasweep("run", "quick")
+    again = alphasweep("run", "quick", "--part-seconds", "0.1")
+    assert again.returncode == 0
+    assert "cells to compute" not in again.stdout
+    assert bits("quick.zarr") == reference
+
+
+@pytest.mark.parametrize("settings", [("--workers", "1"), ("--workers", "3", "--part-seconds", "0.05")])
+def test_workers_and_parts_change_no_bit(
+    reference: dict[str, Any], settings: tuple[str, ...]
+) -> None:
+    """One worker or three, long parts or short ones: the same dataset."""
+    assert alphasweep("run", "quick", *settings).returncode == 0
+    assert bits("quick.zarr") == reference
+
+
+def test_an_edited_file_extends_its_store(here: Path) -> None:
+    """More alphas and seeds in the sweep file are added to the store; old cells are kept."""
+    alphasweep("run", "tiny.toml")
+    before = bits("tiny.zarr")
+    text = TINY.replace("[2.0, 3.0, 4.0]", "[2.0, 2.5, 3.0, 4.0, 5.0]").replace("to = 3", "to = 4")
+    text = text.replace("start = { from = 0, to = 4 }", "start = { from = 0, to = 3 }")
+    (here / "tiny.toml").write_text(text)
+    done = alphasweep("run", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    assert "26 cells to compute" in done.stdout
+    old = {"alpha": [2.0, 3.0, 4.0], "N": [8, 12], "seed": [0, 1, 2, 3]}
+    assert bits("tiny.zarr", **old) == before
+    assert (xr.open_zarr("tiny.zarr").status == 1).all()
+
+
+def test_init_plan_status_open(here: Path) -> None:
+    """`init` writes a file that `plan` explains; `status` and `open` speak of the store."""
+    assert alphasweep("init", "mine.toml").returncode == 0
+    assert load(here / "mine.toml").grid == load("laptop").grid
+    assert tomllib.loads((here / "mine.toml").read_text())["name"] == "mine"
+    planned = alphasweep("plan", "mine.toml")
+    assert planned.returncode == 0
+    for word in ("cells", "parts", "core-hours", "peak memory", "352", "files"):
+        assert word in planned.stdout
+    assert not (here / "mine.zarr").exists()
+
+    alphasweep("run", "tiny.toml")
+    status = alphasweep("status", "tiny.zarr")
+    assert "24 of 24 cells done" in status.stdout
+    found = json.loads(alphasweep("status", "tiny.zarr", "--json").stdout)
+    assert {k: found[k] for k in ("done", "running", "failed", "missing", "cells")} == {
+        "done": 24, "running": 0, "failed": 0, "missing": 0, "cells": 24
+    }  # fmt: skip
+    assert "rate" in found
+    opened = alphasweep("open", "tiny.zarr")
+    assert "lambda_min" in opened.stdout
+    scope: dict[str, Any] = {}
+    exec(opened.stdout[opened.stdout.index("import xarray") :], scope)
+    assert scope["ds"].sizes["alpha"] == 3
+
+
+def test_status_while_it_runs() -> None:
+    """From another terminal: who drives, how many cells are done and running, how fast."""
+    Path("long.toml").write_text(TINY.replace("t_max = 3.0", "t_max = 3000.0\ntrapped_below = 0"))
+    run = start("run", "long.toml", "--store", "tiny.zarr", "--part-seconds", "0.01")
+    try:
+        wait_for(lambda: Store("tiny.zarr").progress().get("done", 0) > 0)
+        found = json.loads(alphasweep("status", "tiny.zarr", "--json").stdout)
+        assert f"process {run.pid} on" in found["driver"]
+        assert found["cells"] == 24
+        assert found["done"] > 0
+        assert found["running"] > 0
+        assert found["done"] + found["running"] + found["failed"] + found["missing"] == 24
+        assert f"driven by process {run.pid}" in alphasweep("status", "tiny.zarr").stdout
+    finally:
+        run.send_signal(signal.SIGINT)
+        run.communicate()
+    assert run.returncode == 130
+    assert "driven by" not in alphasweep("status", "tiny.zarr").stdout
+
+
+# --- stopped and killed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_at_once_and_loses_nothing(
+    reference: dict[str, Any], how: signal.Signals
+) -> None:
+    """It exits 130, says how to go on, keeps what was finished, and leaves no process."""
+    run = start("run", "quick", "--part-seconds", "0.02")
+    wait_for(lambda: len(Store("quick.zarr").parts()) > 2 or run.poll() is not None)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    run.send_signal(how)
+    began = time.monotonic()
+    said, _ = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert time.monotonic() - began < 10
+    assert "run again to go on" in said
+    assert "Traceback" not in said
+    gone, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive
+    assert Store("quick.zarr").parts() == []
+    kept = int((Store("quick.zarr").status() == 1).sum())
+    assert kept > 2
+    done = alphasweep("run", "quick")
+    assert f"{32 - kept} cells to compute" in done.stdout
+    assert bits("quick.zarr") == reference
+
+
+def test_killed_at_random_and_run_again(reference: dict[str, Any]) -> None:
+    """SIGKILL to driver and workers, ten times: the end is that of a run without interruption."""
+    moments = random.Random(2403)
+    kills = 0
+    while kills < 10:
+        shutil.rmtree("quick.zarr", ignore_errors=True)
+        shutil.rmtree("quick.zarr.run", ignore_errors=True)
+        for _ in range(3):
+            run = start("run", "quick", "--part-seconds", "0.02")
+            # From the start of Python through that of the workers to the figures.
+            time.sleep(moments.uniform(1.0, 9.0))
+            kills += run.poll() is None
+            os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
+        done = alphasweep("run", "quick")
+        assert done.returncode == 0, done.stderr
+        assert bits("quick.zarr") == reference
+        assert Store("quick.zarr").parts() == []
+
+
+def test_a_killed_worker_costs_no_cell(reference: dict[str, Any]) -> None:
+    """A worker process that dies is replaced, and its part is computed by another."""
+    run = start("run", "quick", "--part-seconds", "0.02")
+    wait_for(lambda: len(Store("quick.zarr").parts()) > 0 or run.poll() is not None)
+    workers = [
+        process
+        for process in psutil.Process(run.pid).children(recursive=True)
+        if "spawn_main" in " ".join(process.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[0].kill()
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    assert bits("quick.zarr") == reference
+
+
+# --- everything that can be wrong -------------------------------------------------------------
+
+
+WRONG = {
+    "bad TOML": ("[grid]\nalpha = [2.0", "must be TOML"),
+    "unknown key": (TINY.replace("t_max", "tmax"), "[descent] tmax: unknown key; did you mean t_max?"),
+    "alpha <= 0": (TINY.replace("[2.0, 3.0, 4.0]", "[0.0, 3.0]"), "alpha: values must be > 0; got 0.0"),
+    "M < 1": (TINY.replace("[2.0, 3.0, 4.0]", "[0.01]"), "must give round(alpha N) >= 1 measurements"),
+    "N = 1": (TINY.replace("[8, 12]", "[1, 12]"), "N: values must be >= 2; got 1 (first value)"),
+    "empty grid": (TINY.replace("[8, 12]", "[]"), "[grid] N: must have at least one value; got []"),
+    "times beyond t_max": (
+        TINY.replace("times = [0.3, 1.0]", "times = [0.3, 10.0]"),
+        "[record] times: must lie in [0, t_max = 3]; got 10.0 (second value)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_wrong_sweep_file_is_one_clear_error(here: Path, name: str, verb: str) -> None:
+    """It says what must hold, what was received and where; nothing is created."""
+    text, expected = WRONG[name]
+    (here / "tiny.toml").write_text(text)
+    done = alphasweep(verb, "tiny.toml")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert expected in done.stderr
+    assert done.stderr.startswith("alphasweep: sweep file tiny.toml, ")
+    assert sorted(p.name for p in here.iterdir()) == ["tiny.toml"]
+
+
+def test_a_store_of_another_sweep_is_refused(here: Path) -> None:
+    """The key and both values are named, and the store is as it was."""
+    alphasweep("run", "tiny.toml")
+    before = bits("tiny.zarr")
+    (here / "tiny.toml").write_text(TINY.replace("root_seed = 5", "root_seed = 6"))
+    for verb in ("plan", "run"):
+        done = alphasweep(verb, "tiny.toml")
+        assert done.returncode == 1
+        assert "root_seed = 5 in the store, 6 in this sweep" in done.stderr
+        assert "choose another --store" in done.stderr
+    assert bits("tiny.zarr") == before
+
+
+@pytest.mark.parametrize("verb", ["status", "open"])
+def test_no_store(here: Path, verb: str) -> None:
+    """A path without a store, or with something else, is one line."""
+    (here / "other").mkdir()
+    for path in ("nothing.zarr", "other"):
+        done = alphasweep(verb, path)
+        assert done.returncode == 1
+        assert f"{here / path} must be a sweep's Zarr store" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_second_driver_is_told_who_has_the_store() -> None:
+    """And the first goes on undisturbed."""
+    first = start("run", "quick")
+    wait_for(lambda: Store("quick.zarr").holder() is not None)
+    second = alphasweep("run", "quick")
+    said, _ = first.communicate()
+    assert first.returncode == 0, said
+    assert second.returncode == 1
+    assert f"in use by process {first.pid} on" in second.stderr
+
+
+def test_an_unwritable_store(here: Path) -> None:
+    """A path below a file cannot be written, whoever asks: one clear line."""
+    done = alphasweep("run", "tiny.toml", "--store", "tiny.toml/x.zarr")
+    assert done.returncode == 1
+    assert done.stderr.startswith("alphasweep: ")
+    assert "must be writable" in done.stderr
+    assert "Not a directory" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def small_disk(here: Path) -> Iterator[Callable[[str], list[str]]]:
+    """A way to run a command with a disk of a few MB at ./disk, and a shell line before it."""
+    prefix = ["unshare", "-rm", "sh", "-c"]
+    probe = [*prefix, f"mount -t tmpfs -o size=1m none {here}"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs Linux and user namespaces")
+    (here / "disk").mkdir()
+
+    def command(mount: str) -> list[str]:
+        return [*prefix, f'{mount} && cd disk && "$@"; code=$?; cp -r . ../kept; exit $code', "sh"]
+
+    yield command
+
+
+def test_a_read_only_disk(small_disk: Callable[[str], list[str]]) -> None:
+    """A store on a disk that cannot be written is refused in one line."""
+    mount = "mount -t tmpfs -o size=1m,ro none disk"
+    done = subprocess.run(
+        [*small_disk(mount), *COMMAND, "run", "../tiny.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "must be writable" in done.stderr
+    assert "Read-only file system" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kilobytes", [300, 600, 900])
+def test_a_full_disk(
+    small_disk: Callable[[str], list[str]], reference: dict[str, Any], kilobytes: int
+) -> None:
+    """One clear line, and a store that is intact: with room, the next run finishes it."""
+    mount = f"mount -t tmpfs -o size={kilobytes}k none disk"
+    done = subprocess.run(
+        [*small_disk(mount), *COMMAND, "run", "quick"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    os.chdir("kept")
+    again = alphasweep("run", "quick")
+    assert again.returncode == 0, again.stderr
+    assert bits("quick.zarr") == reference
+
+
+def test_failed_cells_end_the_run_with_an_error() -> None:
+    """Figures are drawn of what is done, and the exit code says that something is not."""
+    script = f"""
+import sys
+from pipeline import part
+real = part._compute_cell
+def failing(recipe, alpha, N, seed):
+    if (alpha, N, seed) == (3.0, 8, 1):
+        raise FloatingPointError("planted")
+    return real(recipe, alpha, N, seed)
+part._compute_cell = failing
+"""
+    Path("sitecustomize.py").write_text(script)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parents[1])])}
+    done = alphasweep("run", "tiny.toml", "--part-seconds", "0.0001", env=env)
+    assert done.returncode == 1
+    assert "1 cells failed" in done.stderr
+    assert Path("tiny.figures/recovery.png").exists()
+    status = alphasweep("status", "tiny.zarr")
+    assert "23 of 24 cells done" in status.stdout
+    assert "alpha = 3, N = 8, seed 1 to 1: FloatingPointError: planted" in status.stdout
+    mended = alphasweep("run", "tiny.toml", "--retry-failed")
+    assert mended.returncode == 0
+    other = Store("other.zarr")
+    fill(other, load("tiny.toml"), parts_of(load("tiny.toml")))
+    assert bits("tiny.zarr") == bits("other.zarr")
+
+
+def test_the_parts_are_ours() -> None:
+    """The top-level packages belong to this distribution and to no other."""
+    from importlib.metadata import packages_distributions
+
+    owners = packages_distributions()
+    for name in ("kernels", "pipeline", "cluster", "analysis"):
+        assert set(owners[name]) == {"alphasweep"}
+    assert tiny().name == "tiny"

@@ -1,0 +1,186 @@
+"""A run ends with every cell done or failed, whatever its tasks do."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+
+from pipeline import graph
+from pipeline.dataset import DONE, FAILED, MISSING
+from pipeline.drive import ATTEMPTS, Lane, Progress, drive
+from pipeline.part import Part, compute
+from pipeline.plan import CostModel, make_plan
+from pipeline.spec import Recipe
+from pipeline.store import Store, StoreError
+from tests.conftest import bits, tiny
+
+MODEL = CostModel(np.full(3, 1e-9), 1.0, {})
+BAD = Part(2.0, 8, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """Two workers in this process, so that a test can change what they compute."""
+    cluster = LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+    )
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+def run(store: Store, client: Client, **settings: Any) -> Progress:
+    """Run the tiny sweep, one seed a part, all on one client."""
+    with store.lock() as writer:
+        writer.prepare(tiny())
+        retry_failed = settings.pop("retry_failed", False)
+        plan = make_plan(tiny(), MODEL, store, seconds_per_part=1e-9, retry_failed=retry_failed)
+        lanes = settings.pop("lanes", [Lane(client, tiny().grid.N, lambda: 2)])
+        watch = settings.pop("watch", lambda progress: None)
+        return drive(tiny(), writer, plan, lanes, watch=watch, **settings)
+
+
+def test_dask_gives_what_a_loop_gives(store: Store, full: Store, client: Client) -> None:
+    """Through the graph, in whatever order, the dataset has the bits of a plain loop's."""
+    other = Store(store.path.with_name("other.zarr"))
+    end = run(other, client)
+    assert bits(other.path) == bits(full.path)
+    assert (end.done, end.failed, end.parts_done, end.running) == (12, 0, 12, 0)
+    assert end.runs_now == 24
+    assert 0 < end.kernel_seconds < 2 * end.elapsed
+    assert other.parts() == []
+
+
+def test_each_size_goes_to_its_lane(store: Store, full: Store, client: Client) -> None:
+    """With a lane a size the result is the same."""
+    other = Store(store.path.with_name("other.zarr"))
+    lanes = [Lane(client, (8,), lambda: 1), Lane(client, (12,), lambda: 1)]
+    run(other, client, lanes=lanes)
+    assert bits(other.path) == bits(full.path)
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Counter[Part]:
+    """Make the part BAD fail, always; count how often each part is tried."""
+    tried: Counter[Part] = Counter()
+
+    def failing(recipe: Recipe, part: Part) -> Any:
+        tried[part] += 1
+        if part == BAD:
+            raise ZeroDivisionError("no luck")
+        return compute(recipe, part)
+
+    monkeypatch.setattr(graph, "compute", failing)
+    return tried
+
+
+def test_a_failing_part_is_recorded_and_the_rest_goes_on(
+    store: Store, client: Client, attempts: Counter[Part]
+) -> None:
+    """After its attempts it is failed, with its traceback; the neighbours in its block are done."""
+    end = run(store, client)
+    assert (end.done, end.failed) == (11, 1)
+    assert attempts[BAD] == ATTEMPTS
+    assert set(attempts.values()) == {1, ATTEMPTS}
+    assert store.status()[0, 0].tolist() == [DONE, FAILED, DONE]
+    (record,) = store.failures()
+    assert record["error"] == "ZeroDivisionError: no luck"
+    assert record["attempts"] == ATTEMPTS
+    assert 'raise ZeroDivisionError("no luck")' in record["traceback"]
+    dataset = xr.open_zarr(store.path).load()
+    assert int(dataset.recovered.isnull().sum()) == 2
+
+
+def test_failed_cells_are_retried_on_request(
+    store: Store, full: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then the dataset is as if nothing had happened."""
+    other = Store(store.path.with_name("other.zarr"))
+    with monkeypatch.context() as broken:
+        broken.setattr(graph, "compute", lambda recipe, part: 1 / 0)
+        run(other, client)
+    assert (other.status() == FAILED).all()
+    run(other, client)
+    assert (other.status() == FAILED).all()
+    run(other, client, retry_failed=True)
+    assert bits(other.path) == bits(full.path)
+    assert other.failures() == []
+
+
+def test_a_part_that_fails_once_is_no_failure(
+    store: Store, full: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hiccup of a file system costs a second attempt, not a cell."""
+    tried: Counter[Part] = Counter()
+    real = graph.hand_in
+
+    def hiccup(folder: Path, part: Part, cells: Any) -> None:
+        tried[part] += 1
+        if tried[part] == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        real(folder, part, cells)
+
+    monkeypatch.setattr(graph, "hand_in", hiccup)
+    other = Store(store.path.with_name("other.zarr"))
+    end = run(other, client)
+    assert (end.done, end.failed) == (12, 0)
+    assert bits(other.path) == bits(full.path)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    store: Store, full: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No part is called failed; with room again, the next run finishes."""
+    other = Store(store.path.with_name("other.zarr"))
+    real, handed, one = graph.hand_in, [], Lock()
+
+    def no_room(folder: Path, part: Part, cells: Any) -> None:
+        with one:
+            if len(handed) >= 5:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(folder, part, cells)
+            handed.append(part)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(graph, "hand_in", no_room)
+        with pytest.raises(StoreError, match=r"No space left on device.*make room"):
+            run(other, client)
+    assert not (other.status() == FAILED).any()
+    assert int((other.status() == DONE).sum()) + len(other.parts()) >= len(handed) == 5
+    end = run(other, client)
+    assert end.cells_now <= 12 - len(handed)
+    assert bits(other.path) == bits(full.path)
+
+
+def test_progress_is_published(store: Store, client: Client) -> None:
+    """The watcher, and `status` in another process, see the counts."""
+    seen: list[tuple[int, int]] = []
+    run(store, client, watch=lambda progress: seen.append((progress.done, progress.parts_done)))
+    assert seen[0] == (0, 0)
+    assert seen[-1] == (12, 12)
+    said = store.progress()
+    assert (said["done"], said["failed"], said["running"], said["cells"]) == (12, 0, 0, 12)
+    assert said["rate"] > 0
+    events = [json.loads(x) for x in (store.control / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["run", "end"]
+
+
+def test_what_check_raises_ends_the_run(store: Store, client: Client) -> None:
+    """A cluster that has died ends the run with its own error; the store stays resumable."""
+
+    def dead() -> None:
+        raise ConnectionAbortedError("the cluster is gone")
+
+    with pytest.raises(StoreError, match="the cluster is gone"):
+        run(store, client, check=dead)
+    assert (store.status() == MISSING).all()
+    assert run(store, client).done == 12
