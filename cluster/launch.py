@@ -116,7 +116,8 @@ class Cluster:
     @property
     def dashboards(self) -> dict[str, str]:
         """Web pages by class. They listen on loopback of this machine only."""
-        return {name: fleet.client.dashboard_link for name, fleet in self._fleets.items()}
+        servers: dict[str, Any] = {n: f.scheduler.http_server for n, f in self._fleets.items()}
+        return {name: f"http://127.0.0.1:{server.port}/status" for name, server in servers.items()}
 
     def client(self, size_class: str) -> Client:
         """Return the client whose tasks run on this class."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from distributed import Client
 from distributed.security import Security
 
 from cluster.launch import WALLTIME_END, Cluster, ClusterError, job_name, launch
+from cluster.preflight import preflight, versions
 from cluster.profile import Profile
 from tests.slurm.conftest import Slurm, profile, until
 
+ROOT = Path(__file__).parents[2]
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -62,20 +69,35 @@ def replaced(cluster: Cluster, lost: str, *, seconds: float = 30) -> None:
 @contextmanager
 def launched(slurm: Slurm, run: Path, one: Profile, jobs: int = 2) -> Iterator[Cluster]:
     """Launch, and on leaving claim that nothing stays: no job, no certificate, no process."""
-    name, seen = job_name(run), set()
-    with launch(one, {"one": jobs}, run_directory=run) as cluster:
-        yield cluster
-        seen.update(slurm.jobs(name=name))
-    assert slurm.jobs(name=name, state="RUNNING") == slurm.jobs(name=name, state="PENDING") == []
-    assert not list(run.glob("certificates*"))
-    until(lambda: not any(map(slurm.processes, seen)), seconds=10, what="the end of all processes")
-    assert not slurm.jobs(name=name)
+    name = job_name(run)
+    seen: set[str] = set()
+    try:
+        with launch(one, {"one": jobs}, run_directory=run) as cluster:
+            try:
+                yield cluster
+            finally:
+                seen.update(slurm.jobs(name=name))
+    finally:
+        assert not slurm.jobs(name=name, state="RUNNING")
+        assert not slurm.jobs(name=name, state="PENDING")
+        assert not list(run.glob("certificates*"))
+        until(
+            lambda: not any(slurm.processes(job) for job in seen),
+            seconds=10,
+            what="the end of all processes",
+        )
+        until(lambda: not slurm.jobs(name=name), seconds=10, what="an empty queue")
 
 
 @pytest.fixture(scope="module")
-def pair(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run directory of `pair`."""
+    return tmp_path_factory.mktemp("pair")
+
+
+@pytest.fixture(scope="module")
+def pair(slurm: Slurm, run: Path) -> Iterator[Cluster]:
     """Launch two workers, which the tests of faults wear out in turn."""
-    run = tmp_path_factory.mktemp("pair")
     with launched(slurm, run, profile()) as cluster:
         cluster.wait("one", workers=2)
         yield cluster
@@ -132,14 +154,189 @@ def test_retired_worker(pair: Cluster) -> None:
     assert len(pair.deaths) == before
 
 
-def test_refused_connections(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scheduler and workers refuse no certificate, another run's certificate, and plain TCP."""
-    client = pair.client("one")
-    addresses = [client.scheduler.address, *client.nthreads()]
+def greeting(address: str, context: ssl.SSLContext | None) -> bytes:
+    """Connect to a server of Dask, and return what it says first; b"" if it hangs up."""
+    host, port = address.removeprefix("tls://").rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(port)), timeout=5) as plain:
+            if context is None:
+                plain.sendall(bytes(64))
+                answer = plain.recv(100)
+                return b"" if answer.startswith(b"\x15\x03") else answer  # an alert of TLS
+            with context.wrap_socket(plain) as encrypted:
+                return encrypted.recv(100)
+    except (ssl.SSLError, ConnectionError):
+        return b""
+
+
+def client_context(certificate: Path | None = None) -> ssl.SSLContext:
+    """Return a client that trusts every server and shows a certificate, if it has one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if certificate:
+        context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    return context
+
+
+def test_only_the_run_can_connect(pair: Cluster, run: Path, tmp_path: Path) -> None:
+    """Scheduler and workers talk to the run's certificate, and hang up on all else.
+
+    All else: no certificate, a certificate of another run, and a connection without TLS.
+    """
     foreign = Security.temporary()
-    for address in addresses:
-        assert address.startswith("tls://")
-        plain = address.replace("tls://", "tcp://")
-        for at, security in ((address, Security()), (address, foreign), (plain, None)):
-            with pytest.raises((OSError, ValueError, TypeError)):
-                Client(at, security=security, timeout=3)
+    (tmp_path / "cert.pem").write_text(foreign.tls_client_cert)
+    (tmp_path / "key.pem").write_text(foreign.tls_client_key)
+    (own,) = run.glob("certificates*")
+    client = pair.client("one")
+    for address in (client.scheduler.address, *client.nthreads()):
+        assert greeting(address, client_context(own))
+        assert not greeting(address, client_context())
+        assert not greeting(address, client_context(tmp_path))
+        assert not greeting(address, None)
+
+
+def test_certificates_are_private(run: Path, pair: Cluster) -> None:
+    """Nobody else can look into the folder of the certificates, or read the key."""
+    (folder,) = run.glob("certificates*")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+
+
+def test_web_pages_on_loopback(pair: Cluster) -> None:
+    """The web pages of scheduler and workers, which TLS does not cover, listen on loopback only."""
+    client = pair.client("one")
+    host, _ = client.scheduler.address.removeprefix("tls://").rsplit(":", 1)
+    ports = client.run(lambda dask_worker: dask_worker.http_server.port)
+    for port in (urlsplit(pair.dashboards["one"]).port, *ports.values()):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port), timeout=5)
+
+
+def test_preflight_finds_nothing(pair: Cluster, run: Path) -> None:
+    """A worker of the same environment on a shared disk passes, and no token stays there."""
+    client = pair.client("one")
+    same = versions(["numpy", "dask", "distributed"])
+    assert preflight(client, expected=same, files=["cluster"], token_directory=run) == []
+    assert not list(run.glob(".preflight*"))
+
+
+def test_dead_node(pair: Cluster, slurm: Slurm) -> None:
+    """The worker of a node that loses its power is replaced on another node, without blame."""
+    address, lost = next(iter(workers(pair).items()))
+    node = slurm.shows(lost)["NodeList"]
+    slurm.admin("kill-node", node)
+    try:
+        replaced(pair, lost, seconds=60)
+        assert not pair.deaths[-1].young
+        assert pair.deaths[-1].worker == address
+        assert node not in {slurm.shows(job)["NodeList"] for job in workers(pair).values()}
+    finally:
+        slurm.admin("revive-node", node)
+
+
+def test_submission_that_fails_once(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that the queue refuses is submitted again."""
+    flag = tmp_path / "flag"
+    slurm.write(
+        tmp_path / "bin",
+        "sbatch",
+        f'[ -e {flag} ] && exec $REAL "$@"; touch {flag}; echo Socket timed out >&2; exit 1',
+        monkeypatch,
+    )
+    with launched(slurm, tmp_path, profile(), jobs=1) as cluster:
+        cluster.wait("one")
+        assert flag.exists()
+        assert cluster.deaths == []
+
+
+def test_submission_that_fails(slurm: Slurm, tmp_path: Path) -> None:
+    """After the allowed number of refusals in a row, the run stops with the words of sbatch."""
+    one = profile(partition="nowhere", early_deaths=2)
+    with launched(slurm, tmp_path, one) as cluster, pytest.raises(ClusterError) as caught:
+        cluster.wait("one")
+    assert "invalid partition specified: nowhere" in str(caught.value)
+
+
+def test_broken_prologue(slurm: Slurm, tmp_path: Path) -> None:
+    """When the allowed number of jobs died young, the run stops and shows the log of the last."""
+    one = profile(prologue=["echo no such module >&2; exit 3"], early_deaths=3)
+    with launched(slurm, tmp_path, one, jobs=1) as cluster, pytest.raises(ClusterError) as caught:
+        cluster.wait("one")
+    assert "no such module" in str(caught.value)
+    assert "FAILED, exit code 3:0" in str(caught.value)
+    assert len(cluster.deaths) == 3
+
+
+def test_interrupt(slurm: Slurm, tmp_path: Path) -> None:
+    """Ctrl-C leaves nothing either: jobs that run, and jobs that wait, which the state explains."""
+    one = profile(memory="3 GB", jobs=5)  # there is room for one on each of the four nodes
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        launched(slurm, tmp_path, one, jobs=5) as cluster,
+    ):
+        cluster.wait("one", workers=4)
+        supervised(
+            cluster, lambda: cluster.state()["one"]["running"] == 4, seconds=10, what="4 of 5 jobs"
+        )
+        assert cluster.state()["one"]["reasons"] == {"Resources": 1}
+        raise KeyboardInterrupt
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from cluster.launch import launch
+from tests.slurm.conftest import profile
+with launch(profile(), {"one": 1}, run_directory=Path(sys.argv[1])) as cluster:
+    cluster.wait("one")
+    print("ready", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_killed_driver(slurm: Slurm, tmp_path: Path) -> None:
+    """What a killed driver leaves behind is gone when the next one is there, and after it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, tmp_path], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as driver:
+        assert driver.stdout
+        assert driver.stdout.readline() == "ready\n"
+        driver.kill()
+    (key,) = tmp_path.glob("certificates*/key.pem")
+    old, before = slurm.jobs(name=job_name(tmp_path)), key.read_text()
+    assert old
+    with launched(slurm, tmp_path, profile(), jobs=1) as cluster:
+        cluster.wait("one")
+        assert key.read_text() != before
+        assert not set(old) & set(workers(cluster).values())
+        until(lambda: not slurm.processes(old[0]), seconds=10, what="the end of the old worker")
+
+
+def test_two_runs(slurm: Slurm, tmp_path: Path) -> None:
+    """Two runs of one user do not disturb each other."""
+    with launched(slurm, tmp_path / "a", profile(), jobs=1) as first:
+        first.wait("one")
+        with launched(slurm, tmp_path / "b", profile(), jobs=1) as second:
+            second.wait("one")
+        task = first.client("one").submit(os.getpid)
+        assert task.result(timeout=10)
+        first.check()
+        assert first.deaths == []
+
+
+def test_walltime(slurm: Slurm, tmp_path: Path) -> None:
+    """A job that comes to its walltime is replaced, and nobody is blamed if it did its work."""
+    one = profile(partition="short", walltime="1 min")
+    with launched(slurm, tmp_path, one, jobs=1) as cluster:
+        cluster.wait("one")
+        client = cluster.client("one")
+        client.submit(os.getpid, pure=False).result()
+        ends = client.run(os.getenv, WALLTIME_END).values()
+        supervised(cluster, lambda: cluster.deaths, seconds=110, what="the end of the walltime")
+        assert time.time() > min(float(end) for end in ends) - 2
+        assert [(d.state, d.young, d.finished) for d in cluster.deaths] == [("TIMEOUT", False, 1)]
+        cluster.wait("one")
+        assert client.submit(os.getpid, pure=False).result(timeout=10)

@@ -1,0 +1,120 @@
+"""The driver itself as a batch job of SLURM, which is put back into the queue before its walltime.
+
+A driver on a login node ends with the session, or with the patience of the administrators.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from cluster import slurm
+from cluster.profile import Profile
+from cluster.slurm import ClusterError
+
+REQUEUE_STATUS = 75
+"""With this exit status (EX_TEMPFAIL) a driver says that there is more to do."""
+
+
+def driver_script(
+    profile: Profile,
+    command: list[str],
+    *,
+    walltime: int,
+    memory: int,
+    log: Path,
+    job_name: str,
+    notice: int = 120,
+) -> str:
+    """Return the batch script that runs a driver, again and again until it is through.
+
+    Before its walltime, or when it is preempted, the driver gets SIGUSR1. If it then ends with
+    `REQUEUE_STATUS`, the job goes back into the queue and the same command runs again; it has to
+    resume. With any other status the job is over. SIGTERM is forwarded too.
+
+    Parameters
+    ----------
+    profile : Profile
+        Of kind "slurm": partition, account, prologue, and directives are those of the workers.
+    command : list of str
+        The driver and its arguments.
+    walltime : int
+        In seconds, whole minutes.
+    memory : int
+        In bytes.
+    log : Path
+        Of all generations of the job, one after the other.
+    job_name : str
+        Not that of the workers, see `launch.job_name`.
+    notice : int
+        Seconds before its walltime at which the driver is told; SLURM may do so a minute earlier.
+
+    Raises
+    ------
+    ClusterError
+        If the profile is of another queue.
+    """
+    if profile.kind != "slurm":
+        raise ClusterError(
+            f'the driver can be a job of SLURM only; the profile has kind = "{profile.kind}": use '
+            "`alphasweep run` on a machine that stays up."
+        )
+    directives = [
+        f"-J {job_name}",
+        f"-o {log}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{notice}",
+        f"-t {walltime // 60}",
+        f"--mem={-(-memory // 2**20)}M",
+        "-n 1",
+        *([f"-p {profile.partition}"] if profile.partition else []),
+        *([f"-A {profile.account}"] if profile.account else []),
+    ]
+    kept = [d for d in directives if not any(text in d for text in profile.skip_directives)]
+    header = "\n".join(f"#SBATCH {d}" for d in [*kept, *profile.extra_directives])
+    prologue = "\n".join(profile.prologue)
+    return _SCRIPT.format(
+        header=header, prologue=prologue, command=shlex.join(command), again=REQUEUE_STATUS
+    )
+
+
+# The shell waits in `wait`, which a signal interrupts; the last one tells how the driver ended.
+_SCRIPT = """\
+#!/usr/bin/env bash
+{header}
+{prologue}
+{command} &
+driver=$!
+trap 'kill -USR1 $driver' USR1
+trap 'kill -TERM $driver' TERM
+while kill -0 $driver 2>/dev/null; do wait $driver; done
+wait $driver
+status=$?
+if [ $status -eq {again} ]; then scontrol requeue $SLURM_JOB_ID && exit 0; fi
+exit $status
+"""
+
+
+def submit(script: str) -> str:
+    """Submit a batch script, and return the id of its job.
+
+    Raises
+    ------
+    ClusterError
+        If there is no sbatch, or if it refuses.
+    """
+    return slurm.command("sbatch", "--parsable", script=script).strip().split(";")[0]
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """Cancel jobs by id; those that are over are no error."""
+    slurm.cancel(ids=jobs)
+
+
+def job_state(jobs: Iterable[str]) -> dict[str, str]:
+    """Return the state of jobs by id, such as "PENDING" or "COMPLETED"; "" if SLURM forgot it."""
+    jobs = list(jobs)
+    there = slurm.listed(ids=jobs)
+    return {job: there[job].state if job in there else slurm.ended(job).state for job in jobs}
