@@ -175,6 +175,7 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
     text = _threshold_text(threshold)
     if _is_near(threshold, low, high):
         axis.axhline(threshold, color=_ORANGE, linestyle="-.", linewidth=0.9, label=text)
+        axis.set_ylim(_widened(low, high, threshold))
     else:
         arrow, where = (r"$\downarrow$", "below") if threshold < low else (r"$\uparrow$", "above")
         text += f", {where}"
@@ -315,11 +316,18 @@ def _is_near(threshold: float, low: float, high: float) -> bool:
     return low - 0.4 * (high - low) < threshold < high + 0.4 * (high - low)
 
 
+def _widened(low: float, high: float, threshold: float) -> tuple[float, float]:
+    """Limits of an axis that keep a line at the threshold off its ends."""
+    margin = 0.05 * (high - low)
+    return min(low, threshold - margin), max(high, threshold + margin)
+
+
 def _mark_threshold(axis: Axes, threshold: float) -> None:
     """Draw a threshold in alpha as a vertical line, or point to where it is."""
     low, high = axis.get_xlim()
     if _is_near(threshold, low, high):
         axis.axvline(threshold, color=_ORANGE, linewidth=0.9, linestyle="-.")
+        axis.set_xlim(_widened(low, high, threshold))
         place, side, text = threshold, "center", _threshold_text(threshold)
     elif threshold < low:
         place, side, text = low, "left", r"$\leftarrow$ " + _threshold_text(threshold)

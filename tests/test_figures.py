@@ -285,7 +285,13 @@ def test_an_N_without_alpha_half_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("a", "across", "up"),
-    [(0.01, "", ""), (0.1, "", ""), (1.0, "", r"\downarrow"), (30.0, r"\rightarrow", r"\uparrow")],
+    [
+        (0.01, "", ""),
+        (0.1, "", ""),
+        (0.2, "", ""),
+        (1.0, "", r"\downarrow"),
+        (30.0, r"\rightarrow", r"\uparrow"),
+    ],
 )
 def test_the_threshold_is_a_line_or_an_arrow_to_it(a: float, across: str, up: str) -> None:
     """A threshold near the data is a line; a far one leaves them room and says where it is."""
@@ -299,6 +305,9 @@ def test_the_threshold_is_a_line_or_an_arrow_to_it(a: float, across: str, up: st
     [axis] = drawing["alpha_half"].axes
     levels = [item.get_ydata()[0] for item in axis.lines if list(item.get_xdata()) == [0, 1]]
     assert levels == ([] if up else [threshold])
+    for level in levels:
+        low, high = axis.get_ylim()
+        assert 0.03 < (level - low) / (high - low) < 0.97
     assert [m for m in (item.get_marker() for item in axis.lines) if "arrow" in str(m)] == (
         [f"${up}$"] if up else []
     )
