@@ -22,9 +22,9 @@ Weigh = Callable[[Array, slice], Array]
 # few rows cost up to a fifth.
 UNPACKED_PRODUCT = 1_000_000
 ROWS_AT_ONCE = 6
-# A block of X stays in the second-level cache between its two products. With fewer rows, adding up
-# the N R numbers that each block contributes to X^T F would show.
-CACHED_BYTES = 1 << 20
+# A block of X stays near the core, in the second-level cache and just beyond, between its two
+# products. With fewer rows, adding up the N R numbers each block contributes to X^T F would show.
+CACHED_BYTES = 3 << 19
 FEWEST_ROWS = 192
 
 
