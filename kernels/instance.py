@@ -51,6 +51,9 @@ class Instance:
 
 
 def _stream(root_seed: int, *name: int) -> np.random.Generator:
+    # A larger number would be spelt as two words, and could be read as another stream's name.
+    if max(name) >= 2**32:
+        raise ValueError(f"N, seed and start must be below 2^32; got {max(name)}")
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(root_seed, spawn_key=name)))
 
 
@@ -77,7 +80,7 @@ def draw_instance(
     Raises
     ------
     ValueError
-        If N < 2 or M < 1.
+        If N < 2 or M < 1, or N or seed is 2^32 or more.
     """
     if N < 2 or M < 1:
         raise ValueError(f"an instance needs N >= 2 and M >= 1; got N = {N}, M = {M}")
@@ -107,6 +110,11 @@ def uniform_starts(
     Returns
     -------
     (N, R)
+
+    Raises
+    ------
+    ValueError
+        If N, seed or a start is 2^32 or more.
     """
     columns = [
         _on_sphere(_stream(root_seed, N, seed, _START, s).standard_normal(N), np.dtype(precision))

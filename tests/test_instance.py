@@ -156,3 +156,16 @@ def test_an_impossible_size_is_refused_in_words(N: int, M: int) -> None:
     """N < 2 or M < 1 raises, and the message shows both."""
     with pytest.raises(ValueError, match=f"N >= 2 and M >= 1; got N = {N}, M = {M}"):
         draw_instance(0, N, 0, M=M)
+
+
+def test_a_name_that_could_be_another_ones_is_refused_in_words() -> None:
+    """A seed of more than 32 bits is spelt as two words, a start's of another seed: refused."""
+    words = [
+        np.random.SeedSequence(0, spawn_key=name).generate_state(4)
+        for name in ((64, 5 + 3 * 2**32, 0), (64, 5, 3, 0))
+    ]
+    assert np.array_equal(*words)
+    with pytest.raises(ValueError, match=r"must be below 2\^32; got 12884901893"):
+        draw_instance(0, 64, 5 + 3 * 2**32, M=1)
+    with pytest.raises(ValueError, match=r"must be below 2\^32; got 4294967296"):
+        uniform_starts(0, 64, 5, [2**32])
