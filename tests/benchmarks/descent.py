@@ -1,21 +1,23 @@
 """How fast the descent is: against the machine's sgemm, and against the same descent in JAX.
 
-    python tests/benchmarks/descent.py
+    python tests/benchmarks/descent.py [--cpu]
 
 alpha = 5, a = 1, float32. The first table is the sustained rate of `kernels.descent.descend` with
 R = 32 starts on one thread, counted as 4 M N R flops a step (whatever else a step does is loss),
 and the rate of a large square sgemm.
 
-The second table is the time of one step of one run. JAX compiles the loop (jit, scan)
-and differentiates the same loss: of one start, or of 32 (vmap); or it is given the gradient of 32
+The second table is the time of one step of one run. JAX compiles the loop (jit, scan) and
+differentiates the same loss: of one start, or of 32 (vmap); or it is given the gradient of 32
 starts as two matrix products, in the better of both layouts. Both sides have the same cores: one;
 or two, which JAX takes by its own threads and we, like `alphasweep run`, by a process each. Before
 a time is taken, both sides must have reached the same overlaps.
 
-Measurements are short, take turns, and count with the best of many: on a shared machine compare the
-columns of one table, not figures of different hours. Ours is clocked from one product to the next
-(`Clocked`), so that it holds all of a step but not the records of its beginning and end. A minute;
-Linux only (it binds processes to cores).
+Measurements are short, take turns, and count with the best of many: on a shared machine compare
+the columns of one table, not figures of different hours. Where others keep the cores busy, `--cpu`
+counts processor seconds instead of the clock's: of one core they are the same when nobody
+disturbs; of two, half of them count, as if JAX kept both cores busy. Ours is clocked from one
+product to the next (`Clocked`): all of a step, without the records of its beginning and end. A
+minute on an idle machine; Linux only (it binds processes to cores).
 """
 
 from __future__ import annotations
@@ -29,39 +31,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from kernels.descent import descend
-from kernels.instance import draw_instance, uniform_starts
+from kernels.instance import Instance, draw_instance, uniform_starts
 from kernels.loss import Array
-from kernels.sensing import Sensing, Weigh
+from kernels.sensing import DenseSensing, Weigh
 
-ALPHA, A, STARTS, REPEATS = 5, 1.0, 32, 15
+ALPHA, A, STARTS, REPEATS = 5, 1.0, 32, 10
 SIZES = (128, 512, 1024, 2048)
 SQUARE = 1024  # of the sgemm
 FLOPS, FEWEST_STEPS = 4e9, 3  # of one measurement; one start gets a tenth of them
 TIMED_RATE = 1e-5  # of learning: so short that no start ends while it is timed
 CHECKED_RATE, CHECKED_STEPS, AGREEMENT = 0.03, 60, 1e-4
 
+CLOCK = time.process_time if "--cpu" in sys.argv else time.perf_counter
+
 Run = Callable[[int, float], tuple[Array, float]]
 """``run(steps, learning_rate)`` returns the overlaps at its end, and the seconds of a step."""
 
 
-class Clocked:
-    """A sensing operator that keeps the time at which each product with it began."""
+class Clocked(DenseSensing):
+    """A sensing matrix that keeps the time at which each product with it began."""
 
-    def __init__(self, sensing: Sensing) -> None:
-        self._sensing, self.began = sensing, list[float]()
+    def __init__(self, X: Array) -> None:
+        super().__init__(X)
+        self.began: list[float] = []
 
     def round_trip(self, W: Array, weigh: Weigh, y_hat: Array, out: Array) -> None:
         """See `kernels.sensing.Sensing`."""
-        self.began.append(time.perf_counter())
-        self._sensing.round_trip(W, weigh, y_hat, out)
+        self.began.append(CLOCK())
+        super().round_trip(W, weigh, y_hat, out)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._sensing, name)
+
+def problem(N: int) -> tuple[Instance, Array]:
+    """Return a problem and its sensing matrix (M, N)."""
+    instance = draw_instance(0, N, 0, M=ALPHA * N)
+    assert isinstance(instance.sensing, DenseSensing)
+    return instance, instance.sensing.X
 
 
 def flops_a_step(N: int, starts: int) -> int:
@@ -71,8 +81,8 @@ def flops_a_step(N: int, starts: int) -> int:
 
 def ours(N: int) -> dict[str, Run]:
     """Return the descent as the pipeline runs it."""
-    instance = draw_instance(0, N, 0, M=ALPHA * N)
-    clocked = Clocked(instance.sensing)
+    instance, X = problem(N)
+    clocked = Clocked(X)
     instance = replace(instance, sensing=clocked)
     W = uniform_starts(0, N, 0, range(STARTS))
 
@@ -97,44 +107,43 @@ def rival(N: int) -> dict[str, Run]:
     import jax
     import jax.numpy as jnp
 
-    instance = draw_instance(0, N, 0, M=ALPHA * N)
-    X, y2, w_star = instance.sensing.X, jnp.square(instance.y), instance.w_star
-    XT = jnp.asarray(np.ascontiguousarray(X.T))
-    X = jnp.asarray(X)
+    instance, matrix = problem(N)
+    X, XT = jnp.asarray(matrix), jnp.asarray(np.ascontiguousarray(matrix.T))
+    y2, w_star = jnp.square(instance.y), instance.w_star
     scale = 4 / (ALPHA * (A + y2))
     columns = uniform_starts(0, N, 0, range(STARTS))
     rows = columns.T.copy()
 
-    def loss(w):
+    def loss(w: Any) -> Any:
         return jnp.sum(jnp.square(jnp.square(X @ w) - y2) / (A + y2)) / ALPHA
 
-    def one(w, learning_rate):
+    def one(w: Any, learning_rate: float) -> Any:
         _, gradient = jax.value_and_grad(loss)(w)
         u = w - learning_rate * gradient
         return u * jnp.sqrt(N / jnp.sum(u * u))
 
-    def by_columns(W, learning_rate):
+    def by_columns(W: Any, learning_rate: float) -> Any:
         y_hat = X @ W
         slope = scale[:, None] * y_hat * (y_hat * y_hat - y2[:, None])
         U = W - learning_rate * (X.T @ slope)
         return U * jnp.sqrt(N / jnp.sum(U * U, axis=0))
 
-    def by_rows(W, learning_rate):
+    def by_rows(W: Any, learning_rate: float) -> Any:
         y_hat = W @ XT
         U = W - learning_rate * ((scale * y_hat * (y_hat * y_hat - y2)) @ X)
         return U * jnp.sqrt(N / jnp.sum(U * U, axis=1))[:, None]
 
-    def compiled(step, W, starts_axis):
-        def descent(W, learning_rate, steps):
+    def compiled(step: Callable[[Any, float], Any], start: Array, starts_axis: int) -> Run:
+        def descent(W: Any, learning_rate: float, steps: int) -> Any:
             return jax.lax.scan(lambda W, _: (step(W, learning_rate), None), W, length=steps)[0]
 
-        descent = jax.jit(descent, static_argnames="steps")
-        W = jnp.asarray(W)
+        run_compiled = jax.jit(descent, static_argnames="steps")
+        W = jnp.asarray(start)
 
         def run(steps: int, learning_rate: float) -> tuple[Array, float]:
-            began = time.perf_counter()
-            end = jax.block_until_ready(descent(W, learning_rate, steps=steps))
-            seconds = time.perf_counter() - began
+            began = CLOCK()
+            end = run_compiled(W, learning_rate, steps=steps).block_until_ready()
+            seconds = CLOCK() - began
             end = np.atleast_2d(end if starts_axis == 0 else end.T)
             return end @ w_star / N, seconds / steps
 
@@ -159,7 +168,9 @@ def serve(pipe: Connection, cores: set[int], side: Callable[[int], dict[str, Run
                 pipe.send(list(runs))
             else:
                 form, steps, learning_rate = request
-                pipe.send(runs[form](steps, learning_rate))
+                overlap, seconds = runs[form](steps, learning_rate)
+                shared = len(cores) if CLOCK is time.process_time else 1
+                pipe.send((overlap, seconds / shared))
 
 
 @contextmanager
@@ -176,7 +187,7 @@ def process(cores: set[int], side: Callable[[int], dict[str, Run]]) -> Iterator[
         server.join()
 
 
-def ask(pipes: list[Connection], request: object) -> list:
+def ask(pipes: list[Connection], request: object) -> list[Any]:
     """Return the answers of all processes, asked at once."""
     for pipe in pipes:
         pipe.send(request)
@@ -223,9 +234,9 @@ def compare_with_sgemm() -> None:
         steps = max(FEWEST_STEPS, round(FLOPS / flops_a_step(N, STARTS)))
         descent = sgemm = math.inf
         for _ in range(REPEATS):
-            began = time.perf_counter()
+            began = CLOCK()
             np.matmul(B, B, out=C)
-            sgemm = min(sgemm, time.perf_counter() - began)
+            sgemm = min(sgemm, CLOCK() - began)
             descent = min(descent, run(steps, TIMED_RATE)[1])
         rate = 1e-9 * flops_a_step(N, STARTS) / descent
         peak = 1e-9 * 2 * SQUARE**3 / sgemm
