@@ -4,6 +4,7 @@ Every function takes datasets and returns a `matplotlib.figure.Figure` that belo
 no global state. A figure without the data that it needs says so in an otherwise empty axis.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -266,9 +267,15 @@ def save(figure: Figure, path_without_suffix: Path | str) -> tuple[Path, Path]:
         The PNG and the PDF.
     """
     png, pdf = (Path(f"{path_without_suffix}{suffix}") for suffix in (".png", ".pdf"))
-    with mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(png, dpi=300, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None})
+    for path, settings in (
+        (png, {"dpi": 300, "metadata": {"Software": None}}),
+        (pdf, {"metadata": {"CreationDate": None}}),
+    ):
+        # Drawn in memory: a disk that is full leaves one plain error and no half of a figure.
+        drawn = io.BytesIO()
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(drawn, format=path.suffix[1:], **settings)
+        path.write_bytes(drawn.getbuffer())
     return png, pdf
 
 

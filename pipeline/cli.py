@@ -93,7 +93,8 @@ def run(
         todo = _plan(wanted, place, part_seconds, retry_failed)
         if any(todo.parts.values()):
             _compute(wanted, writer, todo, workers)
-    _conclude(place)
+    with _reported_errors():
+        _conclude(place)
 
 
 @app.command()
@@ -296,7 +297,7 @@ def _conclude(store: Store) -> None:
     from analysis import figures, recovery, scaling
     from analysis.thresholds import alpha_bbp_init
 
-    dataset = store.open().load()
+    dataset = store.open()
     probability = recovery.recovery_probability(dataset)
     half = recovery.alpha_half(dataset)
     laws = scaling.fit_log_laws(half)

@@ -15,19 +15,23 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from distributed import Client, Future
+from distributed.scheduler import KilledWorker
 
-from pipeline.graph import submit_part
+from pipeline.graph import NoTimeLeftError, part_of, submit_part
 from pipeline.part import Part
 from pipeline.plan import Plan, Work
 from pipeline.spec import Sweep
 from pipeline.store import Block, Failure, StoreError, Writer
 
 ATTEMPTS = 3
+TIMEOUTS = 3
+MARGIN = 1.5  # a part may take so much longer than predicted before its worker's walltime
 _IN_FLIGHT_PER_WORKER = 3
 _TICK_SECONDS = 1.0
+_NOT_THE_PARTS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "COMPLETED", "")
 
 
 @dataclass
@@ -64,12 +68,48 @@ class Lane:
     sizes : tuple of int
         The N that go to this client.
     workers : callable
-        How many workers the client has now.
+        How many workers may be given work now.
+    want : callable
+        Told how many parts of the lane are left.
     """
 
     client: Client
     sizes: tuple[int, ...]
     workers: Callable[[], int]
+    want: Callable[[int], object] = lambda parts: None
+
+
+class Death(Protocol):
+    """A worker that is gone with its job, as `Workforce.deaths` tells."""
+
+    @property
+    def job(self) -> str:
+        """Id of its job."""
+
+    @property
+    def state(self) -> str:
+        """How the job ended, in the words of SLURM; "" if unknown."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Keys of the tasks it had in hand."""
+
+
+class Workforce(Protocol):
+    """Workers that come and go as jobs of a queue: `cluster.launch.Cluster`."""
+
+    @property
+    def deaths(self) -> Sequence[Death]:
+        """All that died so far."""
+
+    def check(self) -> None:
+        """Look after the jobs; what it raises ends the run."""
+
+    def retire(self, worker: str) -> None:
+        """Replace a worker that has no time left."""
+
+    def state(self) -> dict[str, Any]:
+        """Say how things are, for `status`."""
 
 
 def drive(
@@ -79,12 +119,14 @@ def drive(
     lanes: Sequence[Lane],
     *,
     watch: Callable[[Progress], None],
-    check: Callable[[], None] = lambda: None,
+    workforce: Workforce | None = None,
 ) -> Progress:
     """Compute and commit everything in the plan.
 
     A part that raises is tried again on whatever worker is free; after `ATTEMPTS` it is recorded
-    as failed with its traceback while the rest goes on.
+    as failed with its traceback while the rest goes on. Workers that are lost cost a part no
+    attempt. But one that killed its worker is tried once more, in the next larger lane, and then
+    recorded as failed; likewise one that `TIMEOUTS` workers did not finish before their walltime.
 
     Parameters
     ----------
@@ -93,11 +135,11 @@ def drive(
         Of the store that the plan was made for, prepared for the sweep.
     plan : Plan
     lanes : sequence of Lane
-        Every N of the plan is in one of them.
+        Every N of the plan is in one of them; ascending in the memory of the workers.
     watch : callable
         Told of the progress at least once a second.
-    check : callable
-        Called as often; what it raises ends the run.
+    workforce : Workforce, optional
+        What is behind the lanes, if it has to be looked after.
 
     Raises
     ------
@@ -105,10 +147,10 @@ def drive(
         If a part or a commit cannot be written (disk full, no permission, ...): going on would
         lose work. Everything handed in so far is kept.
     """
-    run = _Run(sweep, writer, plan, lanes, watch)
+    run = _Run(sweep, writer, plan, lanes, watch, workforce)
     writer.log("run", host=socket.gethostname(), cells=sum(plan.missing.values()))
     try:
-        run.see_through(check)
+        run.see_through()
     except OSError as error:
         raise _cannot_write(writer, error) from error
     finally:
@@ -126,14 +168,19 @@ class _Run:
         plan: Plan,
         lanes: Sequence[Lane],
         watch: Callable[[Progress], None],
+        workforce: Workforce | None,
     ) -> None:
         self._writer, self._plan, self._watch = writer, plan, watch
+        self._workforce = workforce
         self._recipe = sweep.recipe
         self._began = time.monotonic()
         self._settled: queue.SimpleQueue[tuple[_Traffic, _Sent, Future[float]]]
         self._settled = queue.SimpleQueue()
-        self._traffic = [_Traffic(lane, _sendings(plan.work(lane.sizes))) for lane in lanes]
+        self._traffic = [_Traffic(lane, plan) for lane in lanes]
         self._attempts: Counter[Part] = Counter()
+        self._killed: Counter[Part] = Counter()
+        self._timeouts: Counter[Part] = Counter()
+        self._buried: set[str] = set()
         self.progress = Progress(
             cells=plan.cells,
             done=plan.done,
@@ -145,26 +192,25 @@ class _Run:
             predicted_seconds=sum(plan.seconds.values()),
         )
 
-    def see_through(self, check: Callable[[], None]) -> None:
+    def see_through(self) -> None:
         """Keep the workers busy until every block is committed."""
-        reported = -_TICK_SECONDS
-        while True:
+        looked = -_TICK_SECONDS
+        while any(traffic.left for traffic in self._traffic):
+            if time.monotonic() - looked >= _TICK_SECONDS:
+                self._look_after_workers()
+                self.report()
+                looked = time.monotonic()
             for traffic in self._traffic:
                 self._fill(traffic)
-            if time.monotonic() - reported >= _TICK_SECONDS:
-                check()
-                self.report()
-                reported = time.monotonic()
-            if not any(traffic.running for traffic in self._traffic):
-                return
             with suppress(queue.Empty):
                 self._settle(*self._settled.get(timeout=_TICK_SECONDS))
 
     def forget(self) -> None:
         """Call back what is under way, if the run breaks off."""
         for traffic in self._traffic:
-            traffic.lane.client.cancel(list(traffic.running.values()))
+            futures = [future for _, future in traffic.running.values()]
             traffic.running.clear()
+            traffic.lane.client.cancel(futures)
 
     def report(self) -> None:
         """Tell the terminal, and `status` in another one."""
@@ -172,55 +218,115 @@ class _Run:
         progress.elapsed = time.monotonic() - self._began
         progress.running = sum(len(p.seeds) for lane in self._traffic for p in lane.running)
         progress.workers = sum(traffic.lane.workers() for traffic in self._traffic)
-        self._writer.say(**asdict(progress), rate=progress.rate)
+        cluster = {"cluster": self._workforce.state()} if self._workforce else {}
+        self._writer.say(**asdict(progress), rate=progress.rate, **cluster)
         self._watch(progress)
 
     def _fill(self, traffic: _Traffic) -> None:
-        limit = _IN_FLIGHT_PER_WORKER * max(1, traffic.lane.workers())
-        while len(traffic.running) < limit:
-            sent = traffic.again.popleft() if traffic.again else next(traffic.first, None)
-            if sent is None:
-                return
-            self._attempts[sent.part] += 1
+        limit = _IN_FLIGHT_PER_WORKER * traffic.lane.workers()
+        while len(traffic.running) < limit and (sent := traffic.next()) is not None:
             future = submit_part(
                 traffic.lane.client,
                 self._writer.store.parts_folder,
                 self._recipe,
                 sent.part,
-                attempt=self._attempts[sent.part],
+                seconds=MARGIN * self._plan.part_seconds(sent.part),
             )
-            traffic.running[sent.part] = future
+            traffic.running[sent.part] = sent, future
             future.add_done_callback(partial(self._put, traffic, sent))
 
     def _put(self, traffic: _Traffic, sent: _Sent, future: Future[float]) -> None:
         self._settled.put((traffic, sent, future))
 
     def _settle(self, traffic: _Traffic, sent: _Sent, future: Future[float]) -> None:
+        part = sent.part
+        if traffic.running.get(part) != (sent, future):
+            return  # called back
         # What it computed is on the disk: with the future forgotten here, the death of the worker
         # that holds its acknowledgement makes nobody compute it again.
-        part, block = sent
         del traffic.running[part]
-        progress = self.progress
         if future.status == "finished":
-            block.computed.append(part)
+            progress = self.progress
             progress.done += len(part.seeds)
             progress.cells_now += len(part.seeds)
             progress.runs_now += len(part.seeds) * len(self._recipe.start)
             progress.kernel_seconds += future.result()
+            self._conclude(traffic, sent, None)
+            return
+        error = _exception(future)
+        if isinstance(error, NoTimeLeftError):
+            assert self._workforce is not None
+            self._workforce.retire(error.worker)
+            traffic.again.append(sent)
+        elif isinstance(error, KilledWorker) and self._workforce is not None:
+            traffic.again.append(sent)  # many workers were lost; see `_look_after_workers`
         else:
-            error = _exception(future)
-            if self._attempts[part] < ATTEMPTS:
+            self._attempts[part] += 1
+            if self._attempts[part] < ATTEMPTS and not isinstance(error, KilledWorker):
                 traffic.again.append(sent)
-                return
-            if isinstance(error, OSError):
+            elif isinstance(error, OSError):
                 raise error
-            block.failures.append(Failure.of(part, error, attempts=self._attempts[part]))
-            progress.failed += len(part.seeds)
-        del self._attempts[part]
-        progress.parts_done += 1
-        progress.predicted_done += self._plan.part_seconds(part)
+            else:
+                self._conclude(traffic, sent, error)
+
+    def _conclude(self, traffic: _Traffic, sent: _Sent, error: BaseException | None) -> None:
+        part, block = sent
+        attempts = self._attempts.pop(part, 0) + self._killed.pop(part, 0)
+        attempts += self._timeouts.pop(part, 0)
+        if error is None:
+            block.computed.append(part)
+        else:
+            block.failures.append(Failure.of(part, error, attempts=attempts))
+            self.progress.failed += len(part.seeds)
+        self.progress.parts_done += 1
+        self.progress.predicted_done += self._plan.part_seconds(part)
+        traffic.left -= 1
         if block.complete:
             self._writer.commit(block.block, block.computed, block.failures)
+
+    def _look_after_workers(self) -> None:
+        for traffic in self._traffic:
+            traffic.lane.want(traffic.left)
+        if self._workforce is None:
+            return
+        self._workforce.check()
+        for death in self._workforce.deaths:
+            if death.job in self._buried:
+                continue
+            self._buried.add(death.job)
+            for key in death.tasks:
+                if key.partition("#")[0] and death.state not in _NOT_THE_PARTS_FAULT:
+                    self._suspect(part_of(key), death)
+
+    def _suspect(self, part: Part, death: Death) -> None:
+        """Blame a part for the death of a worker that had it in hand."""
+        place = next((k for k, t in enumerate(self._traffic) if part in t.running), None)
+        if place is None:
+            return  # another worker has finished it meanwhile
+        traffic = self._traffic[place]
+        timed_out = death.state == "TIMEOUT"
+        count = self._timeouts if timed_out else self._killed
+        count[part] += 1
+        if count[part] < (TIMEOUTS if timed_out else 1):
+            return  # Dask runs it again
+        sent, future = traffic.running.pop(part)
+        traffic.lane.client.cancel([future])
+        if timed_out:
+            what = f"{TIMEOUTS} workers came to their walltime: raise it, or lower --part-seconds"
+            self._conclude(traffic, sent, WorkerLostError(what))
+        elif count[part] == 1:
+            larger = self._traffic[min(place + 1, len(self._traffic) - 1)]
+            traffic.left -= 1
+            larger.left += 1
+            larger.again.append(sent)
+        else:
+            what = f"it killed two workers; the job of the last, {death.job}, ended as "
+            what += f"{death.state or 'unknown'}: does it need more memory?"
+            self._conclude(traffic, sent, WorkerLostError(what))
+
+
+class WorkerLostError(RuntimeError):
+    """A part that no worker lives to finish."""
 
 
 @dataclass(eq=False)
@@ -242,14 +348,19 @@ class _Sent(NamedTuple):
     block: _OpenBlock
 
 
-@dataclass(eq=False)
 class _Traffic:
-    """What is under way in a lane."""
+    """What is under way in a lane, and how many parts are left in it."""
 
-    lane: Lane
-    first: Iterator[_Sent]
-    again: deque[_Sent] = field(default_factory=deque)
-    running: dict[Part, Future[float]] = field(default_factory=dict)
+    def __init__(self, lane: Lane, plan: Plan) -> None:
+        self.lane = lane
+        self.left = sum(plan.parts[N] for N in lane.sizes)
+        self.running: dict[Part, tuple[_Sent, Future[float]]] = {}
+        self.again: deque[_Sent] = deque()
+        self._first = _sendings(plan.work(lane.sizes))
+
+    def next(self) -> _Sent | None:
+        """Take the next part to send; None if all are sent."""
+        return self.again.popleft() if self.again else next(self._first, None)
 
 
 def _sendings(all_work: Iterable[Work]) -> Iterator[_Sent]:

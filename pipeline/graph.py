@@ -9,18 +9,55 @@ driver can write into the dataset.
 
 from __future__ import annotations
 
+import os
 import socket
+import time
+import uuid
 from pathlib import Path
 
-from distributed import Client, Future
+from distributed import Client, Future, get_worker
 
 from pipeline.part import Part, compute
 from pipeline.spec import Recipe
 from pipeline.store import hand_in
 
+WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
+"""Variable in the environment of a worker that will be ended: when, in seconds since the epoch."""
 
-def compute_part(parts_folder: Path, recipe: Recipe, part: Part) -> float:
-    """Task: compute a part and hand it in; the acknowledgement is the seconds it took."""
+
+_begun: set[str] = set()  # addresses of the workers of this process that have had a part
+
+
+class NoTimeLeftError(Exception):
+    """A part was declined, since it would not be finished before its worker is ended.
+
+    Attributes
+    ----------
+    worker : str
+        Address of the worker.
+    """
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(worker)
+        self.worker = worker
+
+
+def compute_part(parts_folder: Path, recipe: Recipe, part: Part, seconds: float) -> float:
+    """Task: compute a part and hand it in; the acknowledgement is the seconds it took.
+
+    Parameters
+    ----------
+    parts_folder : Path
+    recipe : Recipe
+    part : Part
+    seconds : float
+        That it will take at most. A worker that is ended before declines it, unless it is the
+        first one it gets: no later worker would have more time.
+    """
+    worker = str(get_worker().address)
+    if time.time() + seconds > float(os.environ.get(WALLTIME_END, "inf")) and worker in _begun:
+        raise NoTimeLeftError(worker)
+    _begun.add(worker)
     try:
         cells = compute(recipe, part)
         hand_in(parts_folder, part, cells)
@@ -31,8 +68,13 @@ def compute_part(parts_folder: Path, recipe: Recipe, part: Part) -> float:
 
 
 def submit_part(
-    client: Client, parts_folder: Path, recipe: Recipe, part: Part, *, attempt: int
+    client: Client, parts_folder: Path, recipe: Recipe, part: Part, *, seconds: float
 ) -> Future[float]:
-    """Add a part to the graph."""
-    key = f"{part.name}#{attempt}"
-    return client.submit(compute_part, parts_folder, recipe, part, pure=False, key=key)
+    """Add a part to the graph; see `compute_part`."""
+    key = f"{part.name}#{uuid.uuid4().hex[:8]}"
+    return client.submit(compute_part, parts_folder, recipe, part, seconds, pure=False, key=key)
+
+
+def part_of(key: str) -> Part:
+    """Return the part that a task of this key computes."""
+    return Part.from_name(key.partition("#")[0])

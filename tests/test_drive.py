@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from distributed import Client, LocalCluster
 
 from pipeline import graph
 from pipeline.dataset import DONE, FAILED, MISSING
-from pipeline.drive import ATTEMPTS, Lane, Progress, drive
+from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, drive
 from pipeline.part import Part, compute
 from pipeline.plan import CostModel, make_plan
 from pipeline.spec import Recipe
@@ -174,13 +175,139 @@ def test_progress_is_published(store: Store, client: Client) -> None:
     assert [event["event"] for event in events] == ["run", "end"]
 
 
+# --- workers that come and go -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A death, as a cluster tells of it."""
+
+    job: str
+    state: str
+    tasks: tuple[str, ...]
+
+
+class Crew:
+    """A workforce that does what a test says at each look."""
+
+    def __init__(self, at_each_look: Callable[[Crew], None]) -> None:
+        self.deaths: list[Gone] = []
+        self.retired: list[str] = []
+        self._look = at_each_look
+
+    def check(self) -> None:
+        """Look."""
+        self._look(self)
+
+    def retire(self, worker: str) -> None:
+        """Note whom the driver retires."""
+        self.retired.append(worker)
+
+    def state(self) -> dict[str, Any]:
+        """Say something."""
+        return {"only": {"died": len(self.deaths)}}
+
+    def lose(self, part: Part, state: str) -> None:
+        """Report one more worker dead with this part in hand."""
+        self.deaths.append(Gone(str(len(self.deaths)), state, (f"{part.name}#key",)))
+
+
+class Hang:
+    """Makes BAD hang until it is released, as on a worker that was lost."""
+
+    def __init__(self) -> None:
+        self.started, self.released = Event(), Event()
+
+    def compute(self, recipe: Recipe, part: Part) -> Any:
+        """Compute a part, sooner or later."""
+        if part == BAD:
+            self.started.set()
+            self.released.wait(60)
+        return compute(recipe, part)
+
+    def lose(self, crew: Crew, state: str, times: int) -> None:
+        """Let BAD lose its worker so often, once it runs."""
+        if self.started.is_set() and len(crew.deaths) < times:
+            crew.lose(BAD, state)
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
+    """The part BAD, hanging."""
+    hang = Hang()
+    monkeypatch.setattr(graph, "compute", hang.compute)
+    yield hang
+    hang.released.set()
+
+
 def test_what_check_raises_ends_the_run(store: Store, client: Client) -> None:
     """A cluster that has died ends the run with its own error; the store stays resumable."""
 
-    def dead() -> None:
-        raise ConnectionAbortedError("the cluster is gone")
+    def dead(crew: Crew) -> None:
+        raise LookupError("the cluster is gone")
 
-    with pytest.raises(StoreError, match="the cluster is gone"):
-        run(store, client, check=dead)
+    with pytest.raises(LookupError, match="the cluster is gone"):
+        run(store, client, workforce=Crew(dead))
     assert (store.status() == MISSING).all()
     assert run(store, client).done == 12
+
+
+def test_a_part_that_kills_its_worker_gets_a_larger_one_then_fails(
+    store: Store, client: Client, stuck: Hang
+) -> None:
+    """It is tried once more in the next lane, and then named as failed; the rest is done."""
+    lanes = [Lane(client, (8,), lambda: 2), Lane(client, (12,), lambda: 2)]
+    left: list[int] = []
+    lanes[1] = Lane(client, (12,), lambda: 2, want=left.append)
+    crew = Crew(lambda crew: stuck.lose(crew, "OUT_OF_MEMORY", times=2))
+    end = run(store, client, workforce=crew, lanes=lanes)
+    assert (end.done, end.failed) == (11, 1)
+    assert left != sorted(left, reverse=True)  # beside its own parts, it got one more
+    (record,) = store.failures()
+    assert record["part"] == str(BAD)
+    assert "killed two workers" in record["error"]
+    assert "OUT_OF_MEMORY" in record["error"]
+
+
+def test_a_part_no_walltime_is_long_enough_for_fails(
+    store: Store, client: Client, stuck: Hang
+) -> None:
+    """After TIMEOUTS workers that came to their walltime with it in hand; not before."""
+    crew = Crew(lambda crew: stuck.lose(crew, "TIMEOUT", times=TIMEOUTS))
+    end = run(store, client, workforce=crew)
+    assert (end.done, end.failed) == (11, 1)
+    assert "came to their walltime" in store.failures()[0]["error"]
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", "CANCELLED", "NODE_FAIL", ""])
+def test_lost_workers_cost_a_part_nothing(
+    store: Store, client: Client, stuck: Hang, state: str
+) -> None:
+    """However often the infrastructure takes its worker away, a part is not blamed."""
+
+    def lose(crew: Crew) -> None:
+        stuck.lose(crew, state, times=6)
+        if len(crew.deaths) == 6:
+            stuck.released.set()
+
+    end = run(store, client, workforce=Crew(lose))
+    assert (end.done, end.failed) == (12, 0)
+
+
+def test_no_part_starts_that_its_worker_cannot_finish(
+    store: Store, full: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker near its walltime declines all but a first part, and is replaced."""
+    monkeypatch.setattr(graph, "_begun", set())
+    monkeypatch.setenv(graph.WALLTIME_END, "1")  # over since 1970
+
+    def replace(crew: Crew) -> None:
+        if crew.retired:
+            monkeypatch.delenv(graph.WALLTIME_END, raising=False)
+
+    crew = Crew(replace)
+    other = Store(store.path.with_name("other.zarr"))
+    end = run(other, client, workforce=crew)
+    assert (end.done, end.failed) == (12, 0)
+    assert set(crew.retired) == set(client.scheduler_info()["workers"])
+    assert bits(other.path) == bits(full.path)
