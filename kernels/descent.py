@@ -130,7 +130,7 @@ def descend(
     y2 = np.square(instance.y[:, None])
     # The product X^T f(X W) is then the displacement -learning_rate * grad L itself.
     scale = (slope_scale(instance.y, a) * (-learning_rate * N / M)).astype(dtype)
-    radius2 = float(N)
+    radius2, ones = float(N), np.ones(N)
 
     result = _empty(R, len(record))
     running = np.arange(R)
@@ -195,7 +195,8 @@ def descend(
 
         W += displacement
         np.multiply(W, W, out=displacement)
-        norm2 = displacement.sum(axis=0, dtype=np.float64)
+        # In float64, and by BLAS: a sum along columns takes three times as long.
+        norm2 = ones @ displacement.astype(np.float64)
         norm2[np.isinf(norm2)] = np.nan  # a step that overflowed ends at no point, not at w = 0
         W *= np.sqrt(radius2 / norm2).astype(dtype)
     return result
