@@ -25,7 +25,8 @@ _YOUNG_SECONDS = 60.0
 _JOBS_AT_ONCE = 50  # submitted between two looks at the queue, which serves others too
 _LONGEST_PAUSE = 60.0  # between two attempts to submit, in seconds
 _LOG_LINES = 20
-_NOT_ITS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
+# A job that still runs although its worker is gone: its node is cut off, or dead.
+_NOT_ITS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "RUNNING")
 
 Listing = Mapping[str, slurm.Listed]
 
@@ -150,6 +151,7 @@ class QueueFleet(Fleet):
         self._submitted, self._refused = submitted, refused
         self._running = 0
         self._retiring: set[str] = set()
+        self._accepted: set[str] = set()
         self._young = self._refusals = 0
         self._not_before = 0.0
         self._ledger = _Ledger()
@@ -174,10 +176,14 @@ class QueueFleet(Fleet):
         for job, name in gone.items():
             self._bury(job, name, listed)
         refused = {name: self._refused.pop(name) for name in list(self._refused)}
-        self._refusals = self._refusals + 1 if refused else 0
+        if refused:
+            self._refusals += 1
+        elif jobs.keys() - self._accepted:
+            self._refusals = 0
+        self._accepted = set(jobs)
         self._stop_if_hopeless(list(refused.values()))
-        troubles = max(self._refusals, self._young if gone else 0)
-        if troubles:
+        if refused or (gone and self._young):
+            troubles = max(self._refusals, self._young)
             self._not_before = time.monotonic() + min(2.0 ** (troubles - 1), _LONGEST_PAUSE)
         self._submit(replacing=[*gone.values(), *refused])
 

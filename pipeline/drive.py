@@ -123,10 +123,11 @@ def drive(
 ) -> Progress:
     """Compute and commit everything in the plan.
 
-    A part that raises is tried again on whatever worker is free; after `ATTEMPTS` it is recorded
-    as failed with its traceback while the rest goes on. Workers that are lost cost a part no
-    attempt. But one that killed its worker is tried once more, in the next larger lane, and then
-    recorded as failed; likewise one that `TIMEOUTS` workers did not finish before their walltime.
+    A part that raises is cut into its seeds, and these are tried again on whatever worker is free;
+    after `ATTEMPTS` one is recorded as failed with its traceback while the rest goes on. Workers
+    that are lost cost a part no attempt. But one that killed its worker is tried once more, in the
+    next larger lane, and then recorded as failed; likewise one that `TIMEOUTS` workers did not
+    finish before their walltime.
 
     Parameters
     ----------
@@ -260,6 +261,8 @@ class _Run:
             traffic.again.append(sent)
         elif isinstance(error, KilledWorker) and self._workforce is not None:
             traffic.again.append(sent)  # many workers were lost; see `_look_after_workers`
+        elif len(part.seeds) > 1 and not isinstance(error, OSError):
+            self._cut(traffic, sent)
         else:
             self._attempts[part] += 1
             if self._attempts[part] < ATTEMPTS and not isinstance(error, KilledWorker):
@@ -268,6 +271,15 @@ class _Run:
                 raise error
             else:
                 self._conclude(traffic, sent, error)
+
+    def _cut(self, traffic: _Traffic, sent: _Sent) -> None:
+        """Try the seeds of a part that raised one by one: the others are not to fail with it."""
+        part, block = sent
+        seeds = [Part(part.alpha, part.N, seed, seed) for seed in part.seeds]
+        traffic.again.extend(_Sent(one, block) for one in seeds)
+        for counter in (block, self.progress):
+            counter.parts += len(seeds) - 1
+        traffic.left += len(seeds) - 1
 
     def _conclude(self, traffic: _Traffic, sent: _Sent, error: BaseException | None) -> None:
         part, block = sent

@@ -48,7 +48,8 @@ class Part:
         return range(self.first_seed, self.last_seed + 1)
 
     def __str__(self) -> str:
-        return f"alpha = {self.alpha:g}, N = {self.N}, seed {self.first_seed} to {self.last_seed}"
+        last = f" to {self.last_seed}" if len(self.seeds) > 1 else ""
+        return f"alpha = {self.alpha:g}, N = {self.N}, seed {self.first_seed}{last}"
 
 
 def compute(recipe: Recipe, part: Part) -> Cells:

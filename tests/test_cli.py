@@ -408,7 +408,7 @@ part._compute_cell = failing
     assert Path("tiny.figures/recovery.png").exists()
     status = alphasweep("status", "tiny.zarr")
     assert "23 of 24 cells done" in status.stdout
-    assert "alpha = 3, N = 8, seed 1 to 1: FloatingPointError: planted" in status.stdout
+    assert "alpha = 3, N = 8, seed 1: FloatingPointError: planted" in status.stdout
     mended = alphasweep("run", "tiny.toml", "--retry-failed")
     assert mended.returncode == 0
     other = Store("other.zarr")
