@@ -75,7 +75,7 @@ def slope_in_place(y_hat: Array, y2: Array, scale: Array, out: Array) -> Array:
     Parameters
     ----------
     y_hat, out : (rows, R)
-    y2, scale : (rows, 1)
+    y2, scale : (rows, 1) or (rows, R)
         Squared labels and `slope_scale` of these rows.
     """
     np.multiply(y_hat, y_hat, out=out)

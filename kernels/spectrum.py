@@ -138,7 +138,7 @@ def _increasing_root(
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             newton = s - value / slope
         middle = np.where(np.isinf(high), 2 * s, 0.5 * (low + high))
-        proposal = np.where((newton > low) & (newton < high), newton, middle)
+        proposal = np.where((newton >= low) & (newton <= high), newton, middle)
         step = np.where(moving, proposal - s, 0)
         s = s + step
         moving = np.abs(step) > _TOLERANCE * s

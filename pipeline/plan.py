@@ -26,7 +26,7 @@ SECONDS_PER_PART = 5.0
 _CALIBRATION_N = (64, 256, 1024)
 _CALIBRATION_SECONDS = 1.0
 _DRAW_SECONDS = 1e-8  # a normal variate
-_THEORY_SECONDS = 3e-7  # edge and outlier, a sample and start
+_THEORY_SECONDS = 1e-7  # edge and outlier, a sample and start
 _PRODUCT_SECONDS = 2e-10  # a multiply-add of ARPACK's products with X, bound by memory
 _ARPACK_PRODUCTS = 300
 _PROCESS_BYTES = 300e6  # a worker with NumPy, SciPy, xarray, zarr and distributed loaded
@@ -301,4 +301,4 @@ def _peak_bytes(recipe: Recipe, alpha: float, N: int) -> float:
     matrix = M * N * (size + (4 if size == 8 else 0))  # drawn in single precision
     theory = 6 * M * R * 8
     dense = 4 * N * N * 8 if recipe.modes and N <= DENSE_UP_TO else 60 * N * 8
-    return float(_PROCESS_BYTES + matrix + 3 * M * R * size + theory + dense)
+    return float(_PROCESS_BYTES + matrix + 4 * M * R * size + theory + dense)

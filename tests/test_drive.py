@@ -226,8 +226,10 @@ class Hang:
         return compute(recipe, part)
 
     def lose(self, crew: Crew, state: str, times: int) -> None:
-        """Let BAD lose its worker so often, once it runs."""
-        if self.started.is_set() and len(crew.deaths) < times:
+        """Let BAD lose its worker so often, once it runs; then let go of the threads."""
+        if len(crew.deaths) == times:
+            self.released.set()
+        elif self.started.is_set():
             crew.lose(BAD, state)
 
 
@@ -285,12 +287,9 @@ def test_lost_workers_cost_a_part_nothing(
 ) -> None:
     """However often the infrastructure takes its worker away, a part is not blamed."""
 
-    def lose(crew: Crew) -> None:
-        stuck.lose(crew, state, times=6)
-        if len(crew.deaths) == 6:
-            stuck.released.set()
-
-    end = run(store, client, workforce=Crew(lose))
+    crew = Crew(lambda crew: stuck.lose(crew, state, times=6))
+    end = run(store, client, workforce=crew)
+    assert len(crew.deaths) == 6
     assert (end.done, end.failed) == (12, 0)
 
 

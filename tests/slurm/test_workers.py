@@ -45,6 +45,16 @@ def workers(cluster: Cluster) -> dict[str, str]:
     return found
 
 
+def come(cluster: Cluster, *, workers: int = 1) -> None:
+    """Wait, but not for ever, until so many workers are there."""
+    supervised(
+        cluster,
+        lambda: cluster.workers("one") >= workers,
+        seconds=60,
+        what=f"{workers} workers",
+    )
+
+
 def busy(cluster: Cluster) -> str:
     """Wait until a worker has a task, and return its address."""
     processing = cluster.client("one").processing
@@ -247,7 +257,7 @@ def test_submission_that_fails_once(
         monkeypatch,
     )
     with launched(slurm, tmp_path, profile(), jobs=1) as cluster:
-        cluster.wait("one")
+        come(cluster)
         assert flag.exists()
         assert cluster.deaths == []
 
@@ -256,7 +266,7 @@ def test_submission_that_fails(slurm: Slurm, tmp_path: Path) -> None:
     """After the allowed number of refusals in a row, the run stops with the words of sbatch."""
     one = profile(partition="nowhere", early_deaths=2)
     with launched(slurm, tmp_path, one) as cluster, pytest.raises(ClusterError) as caught:
-        cluster.wait("one")
+        come(cluster)
     assert "invalid partition specified: nowhere" in str(caught.value)
 
 
@@ -264,7 +274,7 @@ def test_broken_prologue(slurm: Slurm, tmp_path: Path) -> None:
     """When the allowed number of jobs died young, the run stops and shows the log of the last."""
     one = profile(prologue=["echo no such module >&2; exit 3"], early_deaths=3)
     with launched(slurm, tmp_path, one, jobs=1) as cluster, pytest.raises(ClusterError) as caught:
-        cluster.wait("one")
+        come(cluster)
     assert "no such module" in str(caught.value)
     assert "FAILED, exit code 3:0" in str(caught.value)
     assert len(cluster.deaths) == 3
@@ -272,12 +282,12 @@ def test_broken_prologue(slurm: Slurm, tmp_path: Path) -> None:
 
 def test_interrupt(slurm: Slurm, tmp_path: Path) -> None:
     """Ctrl-C leaves nothing either: jobs that run, and jobs that wait, which the state explains."""
-    one = profile(memory="3 GB", jobs=5)  # there is room for one on each of the four nodes
+    one = profile(partition="wide", memory="3 GB")  # there is room for one on each of four nodes
     with (  # noqa: PT012
         pytest.raises(KeyboardInterrupt),
         launched(slurm, tmp_path, one, jobs=5) as cluster,
     ):
-        cluster.wait("one", workers=4)
+        come(cluster, workers=4)
         supervised(
             cluster, lambda: cluster.state()["one"]["running"] == 4, seconds=10, what="4 of 5 jobs"
         )
@@ -309,7 +319,7 @@ def test_killed_driver(slurm: Slurm, tmp_path: Path) -> None:
     old, before = slurm.jobs(name=job_name(tmp_path)), key.read_text()
     assert old
     with launched(slurm, tmp_path, profile(), jobs=1) as cluster:
-        cluster.wait("one")
+        come(cluster)
         assert key.read_text() != before
         assert not set(old) & set(workers(cluster).values())
         until(lambda: not slurm.processes(old[0]), seconds=10, what="the end of the old worker")
@@ -318,9 +328,9 @@ def test_killed_driver(slurm: Slurm, tmp_path: Path) -> None:
 def test_two_runs(slurm: Slurm, tmp_path: Path) -> None:
     """Two runs of one user do not disturb each other."""
     with launched(slurm, tmp_path / "a", profile(), jobs=1) as first:
-        first.wait("one")
+        come(first)
         with launched(slurm, tmp_path / "b", profile(), jobs=1) as second:
-            second.wait("one")
+            come(second)
         task = first.client("one").submit(os.getpid)
         assert task.result(timeout=10)
         first.check()
@@ -331,12 +341,12 @@ def test_walltime(slurm: Slurm, tmp_path: Path) -> None:
     """A job that comes to its walltime is replaced, and nobody is blamed if it did its work."""
     one = profile(partition="short", walltime="1 min")
     with launched(slurm, tmp_path, one, jobs=1) as cluster:
-        cluster.wait("one")
+        come(cluster)
         client = cluster.client("one")
         client.submit(os.getpid, pure=False).result()
         ends = client.run(os.getenv, WALLTIME_END).values()
         supervised(cluster, lambda: cluster.deaths, seconds=110, what="the end of the walltime")
         assert time.time() > min(float(end) for end in ends) - 2
         assert [(d.state, d.young, d.finished) for d in cluster.deaths] == [("TIMEOUT", False, 1)]
-        cluster.wait("one")
+        come(cluster)
         assert client.submit(os.getpid, pure=False).result(timeout=10)
