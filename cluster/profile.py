@@ -266,19 +266,20 @@ def template(kind: str) -> str:
     if kind not in get_args(Kind):
         raise ProfileError([f"kind must be one of {', '.join(get_args(Kind))}; got {kind!r}."])
     partition, directive = _EXAMPLES[kind]
-    return _TEMPLATE.format(kind=kind, partition=partition, directive=directive)
+    line = f'# partition = "{partition}"\n' if partition else ""
+    return _TEMPLATE.format(kind=kind, partition=line, directive=directive)
 
 
 # What the comments of the template show: a partition, an extra directive.
 _EXAMPLES: Mapping[str, tuple[str, str]] = {
-    "local": ("unused", "unused"),
+    "local": ("", ""),
     "slurm": ("normal", "--constraint=avx2"),
     "pbs": ("workq", "-l place=scatter"),
     "moab": ("batch", "-l feature=avx2"),
     "sge": ("all.q", "-l mem_free=2G"),
     "lsf": ("normal", "-x"),
     "oar": ("default", "-t besteffort"),
-    "htcondor": ("unused", 'Requirements = (Arch == \\"X86_64\\")'),
+    "htcondor": ("", 'Requirements = (Arch == \\"X86_64\\")'),
 }
 
 _TEMPLATE = """\
@@ -287,8 +288,7 @@ _TEMPLATE = """\
 
 kind = "{kind}"
 jobs = 20                      # at most this many jobs at once, all classes together
-# partition = "{partition}"
-# account = "my-project"       # what the jobs are charged to
+{partition}# account = "my-project"       # what the jobs are charged to
 
 # Lines of shell before a worker starts. The Python must be the one that has alphasweep.
 prologue = [

@@ -1,0 +1,86 @@
+"""The driver as a job of a real SLURM, which puts itself back into the queue."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.slurm import ClusterError
+from cluster.submit import REQUEUE_STATUS, cancel, driver_script, job_state, submit
+from tests.slurm.conftest import Slurm, profile, until
+
+DRIVER = f"""
+import os, signal, sys, time
+from pathlib import Path
+def stop(number, _):
+    print("told", signal.Signals(number).name, flush=True)
+    raise SystemExit({REQUEUE_STATUS} if number == signal.SIGUSR1 else 143)
+signal.signal(signal.SIGUSR1, stop)
+signal.signal(signal.SIGTERM, stop)
+runs = Path(sys.argv[1])
+runs.write_text(runs.read_text() + "x" if runs.exists() else "x")
+print("run", len(runs.read_text()), flush=True)
+if len(runs.read_text()) < 3:
+    time.sleep(100)
+"""
+
+
+def script(folder: Path, arguments: list[str]) -> str:
+    """Return the job of a driver that is told to stop twice, and is through in its third run."""
+    return driver_script(
+        profile(),
+        [sys.executable, "-c", DRIVER, *arguments],
+        walltime=120,
+        memory=200_000_000,
+        log=folder / "log",
+        job_name="driver",
+    )
+
+
+def state(job: str) -> str:
+    """Return the state of a job."""
+    return job_state([job])[job]
+
+
+def test_driver_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
+    """A driver that is told of its walltime and has more to do runs again, until it is through.
+
+    The walltime itself is not waited for: the shell gets the signal that SLURM would send.
+    """
+    log = tmp_path / "log"
+    job = submit(script(tmp_path, [str(tmp_path / "a b")]))
+    for run in (1, 2):
+        until(
+            lambda run=run: log.exists() and log.read_text().count("run ") == run,
+            seconds=60,
+            what=f"run {run}",
+        )
+        slurm.do("scancel", "--batch", "--signal=USR1", job)
+    until(lambda: state(job) == "COMPLETED", seconds=60, what="the end of the job")
+    assert log.read_text().split("\n")[:5] == [
+        "run 1",
+        "told SIGUSR1",
+        "run 2",
+        "told SIGUSR1",
+        "run 3",
+    ]
+    assert slurm.shows(job)["Restarts"] == "2"
+
+
+def test_cancelled_driver(slurm: Slurm, tmp_path: Path) -> None:
+    """A driver that is cancelled hears of it, and its job does not come back."""
+    log = tmp_path / "log"
+    job = submit(script(tmp_path, [str(tmp_path / "runs")]))
+    until(lambda: log.exists() and "run 1" in log.read_text(), seconds=20, what="the driver")
+    cancel([job])
+    until(lambda: not slurm.processes(job), seconds=10, what="the end of its processes")
+    assert "told SIGTERM" in log.read_text()
+    assert state(job) == "CANCELLED"
+
+
+def test_refused_driver(slurm: Slurm) -> None:
+    """What SLURM has against a job is in the error."""
+    with pytest.raises(ClusterError, match="Requested node configuration is not available"):
+        submit("#!/bin/sh\n#SBATCH --mem=100T\n")

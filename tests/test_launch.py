@@ -1,0 +1,214 @@
+"""Job scripts of every queue, workers on this machine, and what is checked before they work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from cluster import preflight as preflight_module
+from cluster.launch import WALLTIME_END, ClusterError, job_name, job_script, launch
+from cluster.preflight import preflight, versions
+from cluster.profile import Profile
+
+SIZE = {"name": "one", "up_to_N": 100, "cores": 2, "memory": "3 GiB", "walltime": "1-02:30:00"}
+QUEUES = {
+    "slurm": ["#SBATCH -p long", "#SBATCH -A mine", "#SBATCH --cpus-per-task=2",
+        "#SBATCH --mem=3G", "#SBATCH -t 26:30:00", "#SBATCH --no-requeue", "#SBATCH a=b"],
+    "pbs": ["#PBS -q long", "#PBS -A mine", "#PBS -l select=1:ncpus=2:mem=3072MB",
+        "#PBS -l walltime=26:30:00", "#PBS a=b"],
+    "moab": ["#PBS -q long", "#PBS -A mine", "#PBS -l select=1:ncpus=2:mem=3072MB",
+        "#PBS -l walltime=26:30:00", "#PBS a=b"],
+    "sge": ["#$ -q long", "#$ -P mine", "#$ -l h_rt=26:30:00", "#$ a=b"],
+    "lsf": ["#BSUB -q long", '#BSUB -P "mine"', "#BSUB -n 2", "#BSUB -W 26:30", "#BSUB a=b"],
+    "oar": ["#OAR -q long", "#OAR --project mine", "#OAR -l /nodes=1/core=2,walltime=26:30:00",
+        "#OAR a=b"],
+    "htcondor": ["accounting_group = mine", "MY.DaskWorkerCores = 2", "a = b",
+        "MY.DaskWorkerMemory = 3221225472",
+        "periodic_remove = JobStatus == 2 && time() - EnteredCurrentStatus > 95400"],
+}  # fmt: skip
+
+
+def profile(kind: str, **changes: Any) -> Profile:
+    """Return a profile with one class."""
+    keys = {"kind": kind, "jobs": 4, "classes": [SIZE], "extra_directives": ["a=b"]}
+    return Profile.model_validate(keys | changes)
+
+
+def script(kind: str, **changes: Any) -> str:
+    """Return the script of a job of the run in /runs/a."""
+    partition = {} if kind == "htcondor" else {"partition": "long"}
+    one = profile(kind, account="mine", prologue=["module load b"], **partition, **changes)
+    return job_script(one, one.classes[0], run_directory=Path("/runs/a"))
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+def test_header(kind: str) -> None:
+    """Each queue is asked, in its own words, for what the class and the profile say."""
+    lines = script(kind).splitlines()
+    for line in QUEUES[kind]:
+        assert line in lines
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+def test_worker(kind: str) -> None:
+    """In every queue a worker is one process, one thread, one BLAS thread, TLS, and knows its end.
+
+    The end is noted first, and the prologue cannot change the number of threads.
+    """
+    text = script(kind)
+    for words in (
+        f"export {WALLTIME_END}=`date -d +95400sec +%s`",
+        "module load b",
+        "export OMP_NUM_THREADS=1",
+        f"{sys.executable} -m distributed.cli.dask_worker tls://DRIVER:PORT",
+    ):
+        assert words in text
+        text = text[text.index(words) :]
+    command = text.split()
+    assert command[command.index("--dashboard-address") + 1] == "127.0.0.1:0"
+    last_nthreads = len(command) - 1 - command[::-1].index("--nthreads")
+    assert command[last_nthreads + 1] == "1"
+    assert "--no-nanny" in command
+    folder = f"/runs/a/certificates-{job_name(Path('/runs/a'))}"
+    assert command[command.index("--tls-key") + 1].startswith(f"{folder}/key.pem")
+
+
+def test_script_makes_no_files(tmp_path: Path) -> None:
+    """To show a script is not to begin a run: nothing is written, though the logs have a place."""
+    one = profile("slurm")
+    text = job_script(one, one.classes[0], run_directory=tmp_path / "run")
+    assert f"#SBATCH -o {tmp_path}/run/logs/" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_choices_of_the_profile() -> None:
+    """Directives can be left out, certificates kept elsewhere, and TLS switched off."""
+    assert "#SBATCH --mem" not in script("slurm", skip_directives=["--mem="])
+    assert "--tls-key /private/certificates-" in script("slurm", shared_directory="/private")
+    plain = script("slurm", tls=False)
+    assert "tcp://DRIVER:PORT" in plain
+    assert "--tls" not in plain
+
+
+def test_names_of_jobs() -> None:
+    """A run finds its jobs by name: the same for the same directory, another for another."""
+    assert job_name(Path("/runs/a")) == job_name(Path("/runs/b/../a"))
+    assert job_name(Path("/runs/a")) != job_name(Path("/runs/b"))
+
+
+def test_sigint_handler() -> None:
+    """Ctrl-C stays KeyboardInterrupt, although dask-jobqueue makes it an exit with status 0."""
+    code = (
+        "import signal; before = signal.getsignal(signal.SIGINT)\n"
+        "from tests.test_launch import script; script('slurm')\n"
+        "import sys; assert 'dask_jobqueue' in sys.modules\n"
+        "assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_too_many_jobs(tmp_path: Path) -> None:
+    """More jobs than the profile allows are not submitted."""
+    with (
+        pytest.raises(ClusterError, match=r"may have jobs = 4 at once.*5 were asked for"),
+        launch(profile("slurm"), {"one": 5}, run_directory=tmp_path),
+    ):
+        pass
+
+
+def test_no_queue_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SLURM's commands the error says what to do, and nothing is left behind."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(ClusterError, match="scancel must be on the PATH: run alphasweep on a login"),
+        launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "run"),
+    ):
+        pass
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_blanks_in_the_path(tmp_path: Path) -> None:
+    """A directory that job scripts cannot name is refused before anything is submitted."""
+    with (
+        pytest.raises(ClusterError, match=r"must have no blanks.*choose another store"),
+        launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "a b"),
+    ):
+        pass
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Launch one worker on this machine."""
+    folder = tmp_path_factory.mktemp("local")
+    with launch(profile("local"), {"one": 1}, run_directory=folder) as cluster:
+        cluster.wait("one")
+        cluster.check()
+        state = cluster.state()["one"]
+        assert (state["running"], state["workers"], state["died"]) == (1, 1, 0)
+        yield cluster.client("one")
+
+
+def test_preflight_passes(client: Client, tmp_path: Path) -> None:
+    """A worker that is as the driver passes, and leaves no file."""
+    same = versions(["numpy", "dask"])
+    found = preflight(client, expected=same, files=["cluster", "kernels"], token_directory=tmp_path)
+    assert found == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_preflight_tells_differences(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other versions, other files, more threads and less memory are told: where, what, remedy."""
+    client.run(_set_blas_threads, 2)
+    (tmp_path / "only_here").mkdir()
+    (tmp_path / "only_here" / "module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        versions_, files, threads, memory = preflight(
+            client,
+            expected={"numpy": "0.1"},
+            files=["only_here"],
+            token_directory=tmp_path,
+            memory=10**15,
+        )
+    finally:
+        client.run(_set_blas_threads, 1)
+    (address,) = client.nthreads()
+    for problem in (versions_, files, threads, memory):
+        assert problem.startswith(f"worker {address} on ")
+    assert "numpy must be 0.1, as here; it is" in versions_
+    assert "no such package: the modules of only_here must be those of the driver" in files
+    assert "different: module.py" in files
+    assert "must use 1 thread; it uses 2" in threads
+    assert "must have the 1e+06 GB" in memory
+
+
+def test_preflight_needs_one_disk(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that does not see the files of the driver is told, and nothing stays."""
+    monkeypatch.setattr(preflight_module, "_SLOW_DISK_SECONDS", 0.3)
+    ask = preflight_module._ask
+
+    def elsewhere(client: Client, worker: str, *arguments: Any) -> dict[str, Any]:
+        *first, token, answer = arguments
+        return ask(client, worker, *first, token.replace(str(tmp_path), "/nowhere"), answer)
+
+    monkeypatch.setattr(preflight_module, "_ask", elsewhere)
+    (problem,) = preflight(client, expected={}, files=[], token_directory=tmp_path)
+    assert f"{tmp_path}: must be one and the same directory" in problem
+    assert "a file written here is not read there" in problem
+    assert not list(tmp_path.iterdir())
+
+
+def _set_blas_threads(number: int) -> None:
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(limits=number)
