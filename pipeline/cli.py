@@ -9,20 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+import psutil
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from pipeline import plan as planning
+from pipeline import terminal
 from pipeline.dataset import DONE, FAILED
+from pipeline.plan import SECONDS_PER_PART, Plan, calibrate, make_plan
 from pipeline.spec import Sweep, SweepError, load, preset_names, template
 from pipeline.store import Store, StoreError, Writer, wider_sweep
-
-if TYPE_CHECKING:  # distributed takes a second to load
-    from pipeline.drive import Progress as Where
+from pipeline.terminal import say
 
 app = typer.Typer(
     help="Gradient descent on phase retrieval over a grid (alpha, N, seed), and its log N "
@@ -32,8 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_out = Console()
-_PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
 
 SweepArgument = Annotated[
     str,
@@ -61,19 +56,20 @@ def init(
         _fail(f"{path} exists already, and is left as it is: choose another name.")
     except OSError as error:
         _fail(f"{path} cannot be written: {error.strerror}.")
-    _out.print(f"Wrote {path}. Edit it, then: alphasweep plan {path}", highlight=False)
+    say(f"Wrote {path}. Edit it, then: alphasweep plan {path}")
 
 
 @app.command()
 def plan(
     sweep: SweepArgument,
     store: StoreOption = None,
-    part_seconds: PartOption = planning.SECONDS_PER_PART,
+    part_seconds: PartOption = SECONDS_PER_PART,
     retry_failed: RetryOption = False,
 ) -> None:
     """Show what a run would do and cost, without running it."""
     wanted, place = _sweep_and_store(sweep, store)
-    _show_plan(wanted, _plan(wanted, place, part_seconds, retry_failed))
+    with _reported_errors():
+        terminal.show_plan(wanted, _plan(wanted, place, part_seconds, retry_failed))
 
 
 @app.command()
@@ -83,17 +79,17 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")
     ] = None,
-    part_seconds: PartOption = planning.SECONDS_PER_PART,
+    part_seconds: PartOption = SECONDS_PER_PART,
     retry_failed: RetryOption = False,
 ) -> None:
     """Compute what is missing, then draw the figures. Running again resumes."""
     wanted, place = _sweep_and_store(sweep, store)
-    with _reported_errors(), _terminated_as_interrupted(), place.lock() as writer:
-        writer.prepare(wanted)
-        todo = _plan(wanted, place, part_seconds, retry_failed)
-        if any(todo.parts.values()):
-            _compute(wanted, writer, todo, workers)
-    with _reported_errors():
+    with _reported_errors(), _terminated_as_interrupted():
+        with place.lock() as writer:
+            writer.prepare(wanted)
+            todo = _plan(wanted, place, part_seconds, retry_failed)
+            if any(todo.parts.values()):
+                _compute(wanted, writer, todo, workers)
         _conclude(place)
 
 
@@ -108,20 +104,9 @@ def status(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    _out.print(
-        f"{store}: {found['done']} of {found['cells']} cells done, {found['running']} running, "
-        f"{found['failed']} failed, {found['missing']} missing",
-        highlight=False,
-    )
-    if found["driver"]:
-        left = (found["missing"] + found["running"]) / found["rate"] if found["rate"] else None
-        _out.print(
-            f"driven by {found['driver']}: {found['rate']:.2g} cells a second"
-            + (f", about {_duration(left)} left" if left is not None else ""),
-            highlight=False,
-        )
+    terminal.show_status(found)
     for failure in Store(store).failures():
-        _out.print(f"failed: {failure['part']}: {failure['error']}", highlight=False, markup=False)
+        say(f"failed: {failure['part']}: {failure['error']}")
 
 
 @app.command("open")
@@ -134,69 +119,31 @@ def open_(store: StoreArgument) -> None:
 
 
 def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
-    try:
+    with _reported_errors():
         sweep = load(source)
-    except SweepError as error:
-        _fail(str(error))
     return sweep, Store(store or f"{sweep.name}.zarr")
 
 
-def _plan(sweep: Sweep, store: Store, seconds: float, retry_failed: bool) -> planning.Plan:
-    with _reported_errors():
-        there = store if store.exists() else None
-        if there:
-            wider_sweep(there, sweep)  # refuses the store of another sweep before it is measured
-        model = planning.calibrate(sweep.recipe, there)
-        return planning.make_plan(
-            sweep, model, there, seconds_per_part=seconds, retry_failed=retry_failed
-        )
+def _plan(sweep: Sweep, store: Store, seconds: float, retry_failed: bool) -> Plan:
+    there = store if store.exists() else None
+    if there:
+        wider_sweep(there, sweep)  # refuses the store of another sweep before it is measured
+    model = calibrate(sweep.recipe, there)
+    return make_plan(sweep, model, there, seconds_per_part=seconds, retry_failed=retry_failed)
 
 
-def _show_plan(sweep: Sweep, plan: planning.Plan) -> None:
-    table = Table(title=f"{sweep.name}: what is missing", title_justify="left")
-    for column in ("N", "cells", "runs", "parts", "core-hours, at most", "peak memory a worker"):
-        table.add_column(column, justify="right")
-    starts = len(sweep.grid.start)
-    for N in sweep.grid.N:
-        table.add_row(
-            str(N),
-            f"{plan.missing[N]:,}",
-            f"{plan.missing[N] * starts:,}",
-            f"{plan.parts[N]:,}",
-            f"{plan.seconds[N] / 3600:.3g}",
-            _bytes(plan.bytes[N]),
-        )
-    table.add_section()
-    table.add_row(
-        "all",
-        f"{sum(plan.missing.values()):,}",
-        f"{sum(plan.missing.values()) * starts:,}",
-        f"{sum(plan.parts.values()):,}",
-        f"{sum(plan.seconds.values()) / 3600:.3g}",
-        _bytes(max(plan.bytes.values())),
-    )
-    _out.print(table)
-    _out.print(
-        f"{plan.cells:,} cells in all: {plan.done:,} done, {plan.handed_in:,} waiting for their "
-        f"commit, {plan.failed:,} failed. The finished store: {plan.files:,} files, at most "
-        f"{_bytes(plan.disk)} (before compression).",
-        highlight=False,
-    )
-
-
-def _compute(sweep: Sweep, writer: Writer, todo: planning.Plan, workers: int | None) -> None:
+def _compute(sweep: Sweep, writer: Writer, todo: Plan, workers: int | None) -> None:
     from cluster.launch import local  # distributed takes a second to load: only when it is needed
     from pipeline.drive import Lane, drive
 
     number = _workers(todo, workers)
-    seconds = sum(todo.seconds.values())
-    _out.print(
+    say(
         f"{sweep.name}: {sum(todo.missing.values()):,} cells to compute on {number} workers, at "
-        f"most {_duration(seconds / number)}; {todo.done:,} of {todo.cells:,} are done.",
-        highlight=False,
+        f"most {terminal.duration(sum(todo.seconds.values()) / number)}; {todo.done:,} of "
+        f"{todo.cells:,} are done."
     )
     try:
-        with local(number) as client, _display(todo) as watch:
+        with local(number) as client, terminal.progress(todo) as watch:
             lane = Lane(client, sweep.grid.N, lambda: number)
             end = drive(sweep, writer, todo, [lane], watch=watch)
     except KeyboardInterrupt:
@@ -204,81 +151,32 @@ def _compute(sweep: Sweep, writer: Writer, todo: planning.Plan, workers: int | N
             writer.collect()
         raise
     busy = end.kernel_seconds / (number * end.elapsed) if end.elapsed else 0.0
-    _out.print(
-        f"{end.cells_now:,} cells in {_duration(end.elapsed)}, workers busy in the kernels for "
-        f"{busy:.0%} of it.",
-        highlight=False,
+    say(
+        f"{end.cells_now:,} cells in {terminal.duration(end.elapsed)}, workers busy in the "
+        f"kernels for {busy:.0%} of it."
     )
 
 
-def _workers(todo: planning.Plan, asked: int | None) -> int:
-    import psutil
-
+def _workers(todo: Plan, asked: int | None) -> int:
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fitting = int(0.8 * psutil.virtual_memory().available / max(todo.bytes.values()))
-    parts = sum(todo.parts.values())
-    return max(1, min(cores or 1, fitting, max(1, parts)))
-
-
-@contextmanager
-def _display(todo: planning.Plan) -> Iterator[Any]:
-    if _out.is_terminal:
-        with _bar(todo) as watch:
-            yield watch
-    else:
-        yield _PlainLines()
-
-
-@contextmanager
-def _bar(todo: planning.Plan) -> Iterator[Any]:
-    columns = (
-        BarColumn(),
-        TextColumn("{task.fields[note]},"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=_out) as bar:
-        # In predicted seconds, not parts: the long ones come first.
-        task = bar.add_task("", total=sum(todo.seconds.values()), note="starting workers")
-
-        def watch(where: Where) -> None:
-            bar.update(task, completed=where.predicted_done, note=_note(where))
-
-        yield watch
-
-
-class _PlainLines:
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def __call__(self, where: Where) -> None:
-        if where.elapsed >= self._next or where.parts_done == where.parts:
-            self._next = where.elapsed + _PLAIN_EVERY
-            _out.print(f"{_note(where)}{_left(where)}", highlight=False, soft_wrap=True)
-
-
-def _note(where: Where) -> str:
-    rate = where.runs_now / where.elapsed if where.elapsed else 0.0
-    return f"{where.parts_done}/{where.parts} parts, {rate:.3g} runs/s, {where.failed} failed"
-
-
-def _left(where: Where) -> str:
-    if not 0 < where.predicted_done < where.predicted_seconds:
-        return ""
-    speed = where.predicted_done / where.elapsed
-    return f", about {_duration((where.predicted_seconds - where.predicted_done) / speed)} left"
+    return max(1, min(cores or 1, fitting, sum(todo.parts.values())))
 
 
 def _status(store: Store) -> dict[str, Any]:
-    sweep = store.sweep()
-    cells = store.status()
-    done = int((cells == DONE).sum()) + sum(len(part.seeds) for part in store.parts())
+    sweep, waiting, cells = store.sweep(), store.parts(), store.status()
     failed = int((cells == FAILED).sum())
+    done = min(
+        cells.size - failed,
+        int((cells == DONE).sum()) + sum(len(part.seeds) for part in waiting),
+    )
     holder = store.holder()
     said = store.progress() if holder else {}
-    running = int(said.get("running", 0))
+    running = min(int(said.get("running", 0)), cells.size - done - failed)
+    predicted, begun = said.get("predicted_seconds", 0.0), said.get("predicted_done", 0.0)
+    left = (predicted / begun - 1) * said["elapsed"] if begun else None
     return {
         "store": str(store.path),
         "name": sweep.name,
@@ -286,8 +184,9 @@ def _status(store: Store) -> dict[str, Any]:
         "done": done,
         "running": running,
         "failed": failed,
-        "missing": max(0, cells.size - done - failed - running),
+        "missing": cells.size - done - failed - running,
         "rate": float(said.get("rate", 0.0)),
+        "seconds_left": left,
         "driver": holder,
     }
 
@@ -307,18 +206,11 @@ def _conclude(store: Store) -> None:
     figures.save(figures.recovery_curves(dataset, probability, half), folder / "recovery")
     figures.save(figures.alpha_half_against_log_N(half, laws, a=a), folder / "alpha_half")
     figures.save(figures.one_run(dataset), folder / "one_run")
-
-    table = Table(title="alpha_half(N), where half of the runs recover", title_justify="left")
-    for column in ("N", "alpha_half", "error"):
-        table.add_column(column, justify="right")
-    for N in half.N.values:
-        at = half.sel(N=N)
-        table.add_row(str(N), f"{float(at.alpha_half):.3f}", f"{float(at.standard_error):.3f}")
-    _out.print(table)
-    _out.print(f"outlier at the random start from alpha_BBP_init = {alpha_bbp_init(a):.4f}")
-    _out.print(scaling.describe(laws), highlight=False, soft_wrap=True)
-    _out.print(f"Figures: {folder}", highlight=False, soft_wrap=True)
-    _out.print(f'Data:    xarray.open_zarr("{store.path}")', highlight=False, soft_wrap=True)
+    terminal.show_alpha_half(half)
+    say(f"outlier at the random start from alpha_BBP_init = {alpha_bbp_init(a):.4f}")
+    say(scaling.describe(laws))
+    say(f"Figures: {folder}")
+    say(f'Data:    xarray.open_zarr("{store.path}")')
     failed = int((store.status() == FAILED).sum())
     if failed:
         _fail(f"{failed} cells failed; alphasweep status {store.path} says why.")
@@ -333,7 +225,7 @@ def _reported_errors() -> Iterator[None]:
     except OSError as error:
         _fail(f"{error.filename or 'the store'} must be writable; got: {error.strerror or error}.")
     except KeyboardInterrupt:
-        _out.print("Stopped. What was finished is kept; run again to go on.")
+        say("Stopped. What was finished is kept; run again to go on.")
         sys.stdout.flush()
         raise typer.Exit(130) from None
 
@@ -355,22 +247,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _fail(message: str) -> NoReturn:
     typer.echo(f"alphasweep: {message}", err=True)
     raise typer.Exit(1)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
 
 
 def main() -> None:

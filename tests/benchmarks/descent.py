@@ -12,6 +12,11 @@ starts as two matrix products, in the better of both layouts. Both sides have th
 or two, which JAX takes by its own threads and we, like `alphasweep run`, by a process each. Before
 a time is taken, both sides must have reached the same overlaps.
 
+The third table is the time of a whole run as the preset `laptop` has it: t = 60 at a learning rate
+of 0.03, with 40 records, and every start leaves the batch when it has recovered or is trapped. A
+compiled loop of fixed length takes all 2,000 steps, at the time a step of the second table. At
+alpha = 5 nearly all runs recover.
+
 Measurements are short, take turns, and count with the best of many: on a shared machine compare
 the columns of one table, not figures of different hours. Where others keep the cores busy, `--cpu`
 counts processor seconds instead of the clock's: of one core they are the same when nobody
@@ -27,7 +32,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -47,6 +52,8 @@ SQUARE = 1024  # of the sgemm
 FLOPS, FEWEST_STEPS = 4e9, 3  # of one measurement; one start gets a tenth of them
 TIMED_RATE = 1e-5  # of learning: so short that no start ends while it is timed
 CHECKED_RATE, CHECKED_STEPS, AGREEMENT = 0.03, 60, 1e-4
+
+WHOLE_SIZES, WHOLE_STEPS, WHOLE_RATE, RECORDS = (128, 512), 2000, 0.03, 40
 
 CLOCK = time.process_time if "--cpu" in sys.argv else time.perf_counter
 
@@ -99,7 +106,13 @@ def ours(N: int) -> dict[str, Run]:
         )
         return end.overlap[:, -1], (clocked.began[-1] - clocked.began[1]) / steps
 
-    return {"ours": run}
+    def whole(steps: int, learning_rate: float) -> tuple[Array, float]:
+        record = np.unique(np.geomspace(1, steps, RECORDS).astype(int)).tolist()
+        began = CLOCK()
+        end = descend(instance, W, a=A, learning_rate=learning_rate, record=(0, *record))
+        return end.final_overlap, (CLOCK() - began) / steps
+
+    return {"ours": run, "whole": whole}
 
 
 def rival(N: int) -> dict[str, Run]:
@@ -196,7 +209,7 @@ def ask(pipes: list[Connection], request: object) -> list[Any]:
 
 def microseconds(we: list[Connection], they: list[Connection], N: int) -> dict[str, float]:
     """Return the shortest times of a step of one run, for every form of both sides."""
-    sides = {form: pipes for pipes in (we, they) for form in ask(pipes, N)[0]}
+    sides = {form: pipes for pipes in (we, they) for form in ask(pipes, N)[0] if form != "whole"}
     batch = {form: 1 if form == "one start" else STARTS for form in sides}
     # `ours` goes one step further than it is asked to, so that its last step has an end.
     expected, _ = ask(we, ("ours", CHECKED_STEPS - 1, CHECKED_RATE))[0]
@@ -220,6 +233,9 @@ def microseconds(we: list[Connection], they: list[Connection], N: int) -> dict[s
             answers = ask(pipes, (form, steps[form], TIMED_RATE))
             rate = sum(batch[form] / seconds for _, seconds in answers)
             best[form] = min(best[form], 1e6 / rate)
+    if N in WHOLE_SIZES:
+        answers = ask(we, ("whole", WHOLE_STEPS, WHOLE_RATE))
+        best["whole"] = 1e6 / sum(STARTS / seconds for _, seconds in answers)
     return best
 
 
@@ -244,30 +260,42 @@ def compare_with_sgemm() -> None:
 
 
 def compare_with_jax() -> None:
-    """Print the second table."""
+    """Print the second and the third table."""
     print("\nMicroseconds a step and run; in brackets JAX's time over ours")
     print("cores    N    ours      JAX: one start           vmap        by hand")
     cores = sorted(os.sched_getaffinity(0))[:2]
+    whole: list[str] = []
     for number in range(1, len(cores) + 1):
         mine = cores[:number]
         with process(set(mine), rival) as jax, process({mine[0]}, ours) as first:
             if number == 1:
-                print_rows(number, [first], [jax])
+                whole += print_rows(number, [first], [jax])
                 continue
             with process({mine[1]}, ours) as second:
-                print_rows(number, [first, second], [jax])
+                whole += print_rows(number, [first, second], [jax])
+    print("\nMilliseconds a whole run; in brackets JAX's time over ours")
+    print("cores    N    ours      JAX: one start           vmap        by hand")
+    print("\n".join(whole))
 
 
-def print_rows(number: int, we: list[Connection], they: list[Connection]) -> None:
-    """Print the rows of one number of cores."""
+def print_rows(number: int, we: list[Connection], they: list[Connection]) -> list[str]:
+    """Print the rows of one number of cores; return those of whole runs."""
+    whole = []
     for N in SIZES:
         best = microseconds(we, they, N)
         by_hand = min(best["by rows"], best["by columns"])
-        rivals = "".join(
-            f"{t:10.2f} ({t / best['ours']:4.1f})"
-            for t in (best["one start"], best["vmap"], by_hand)
-        )
-        print(f"{number:5d} {N:4d} {best['ours']:7.2f}     {rivals}", flush=True)
+        rivals = best["one start"], best["vmap"], by_hand
+        print(row(number, N, best["ours"], rivals), flush=True)
+        if "whole" in best:
+            scale = 1e-3 * WHOLE_STEPS
+            whole.append(row(number, N, scale * best["whole"], [scale * t for t in rivals]))
+    return whole
+
+
+def row(number: int, N: int, ours: float, rivals: Iterable[float]) -> str:
+    """Return a row of the second or the third table."""
+    compared = "".join(f"{t:10.2f} ({t / ours:4.1f})" for t in rivals)
+    return f"{number:5d} {N:4d} {ours:7.2f}     {compared}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,147 @@
+"""What a person reads on the terminal: tables, progress, and numbers with their units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.plan import Plan
+from pipeline.spec import Sweep
+
+if TYPE_CHECKING:  # distributed takes a second to load
+    from pipeline.drive import Progress as Where
+
+_PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
+
+console = Console()
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_plan(sweep: Sweep, plan: Plan) -> None:
+    """Print what a run would do and cost."""
+    table = Table(title=f"{sweep.name}: what is missing", title_justify="left")
+    for column in ("N", "cells", "runs", "parts", "core-hours, at most", "peak memory a worker"):
+        table.add_column(column, justify="right")
+    starts = len(sweep.grid.start)
+
+    def add(name: str, cells: int, parts: int, seconds: float, peak: float) -> None:
+        hours = f"{seconds / 3600:.3g}"
+        table.add_row(name, f"{cells:,}", f"{cells * starts:,}", f"{parts:,}", hours, size(peak))
+
+    for N in sweep.grid.N:
+        add(str(N), plan.missing[N], plan.parts[N], plan.seconds[N], plan.bytes[N])
+    table.add_section()
+    add(
+        "all",
+        sum(plan.missing.values()),
+        sum(plan.parts.values()),
+        sum(plan.seconds.values()),
+        max(plan.bytes.values()),
+    )
+    console.print(table)
+    say(
+        f"{plan.cells:,} cells in all: {plan.done:,} done, {plan.handed_in:,} waiting for their "
+        f"commit, {plan.failed:,} failed. The finished store: {plan.files:,} files, at most "
+        f"{size(plan.disk)} (before compression)."
+    )
+
+
+def show_alpha_half(half: xr.Dataset) -> None:
+    """Print the table of alpha_half(N)."""
+    table = Table(title="alpha_half, where P = 1/2", title_justify="left")
+    for column in ("N", "alpha_half", "error"):
+        table.add_column(column, justify="right")
+    for N in half.N.values:
+        at = half.sel(N=N)
+        table.add_row(str(N), f"{float(at.alpha_half):.3f}", f"{float(at.standard_error):.3f}")
+    console.print(table)
+    for N, note in zip(half.N.values, half.note.values, strict=True):
+        if note:
+            say(f"N = {N}: {note}.")
+
+
+@contextmanager
+def progress(plan: Plan) -> Iterator[Callable[[Where], None]]:
+    """Show how far a run is: a bar on a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        yield _PlainLines()
+        return
+    columns = (
+        BarColumn(),
+        TextColumn("{task.fields[note]},"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console) as bar:
+        # In predicted seconds, not parts: the long ones come first.
+        task = bar.add_task("", total=sum(plan.seconds.values()), note="starting workers")
+
+        def watch(where: Where) -> None:
+            bar.update(task, completed=where.predicted_done, note=_note(where))
+
+        yield watch
+
+
+class _PlainLines:
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, where: Where) -> None:
+        if where.elapsed >= self._next or where.parts_done == where.parts:
+            self._next = where.elapsed + _PLAIN_EVERY
+            say(f"{_note(where)}{_left(where)}")
+
+
+def _note(where: Where) -> str:
+    rate = where.runs_now / where.elapsed if where.elapsed else 0.0
+    return (
+        f"{where.parts_done}/{where.parts} parts, {rate:.3g} runs/s, {where.failed} failed, "
+        f"{where.workers} workers"
+    )
+
+
+def _left(where: Where) -> str:
+    if not 0 < where.predicted_done < where.predicted_seconds:
+        return ""
+    speed = where.predicted_done / where.elapsed
+    return f", about {duration((where.predicted_seconds - where.predicted_done) / speed)} left"
+
+
+def show_status(found: Mapping[str, Any]) -> None:
+    """Print what `status --json` prints, for a person."""
+    say(
+        f"{found['store']}: {found['done']:,} of {found['cells']:,} cells done, "
+        f"{found['running']:,} running, {found['failed']:,} failed, {found['missing']:,} missing"
+    )
+    if not found["driver"]:
+        return
+    left = f", about {duration(found['seconds_left'])} left" if found["seconds_left"] else ""
+    say(f"driven by {found['driver']}: {60 * found['rate']:.3g} cells a minute{left}")
+
+
+def duration(seconds: float) -> str:
+    """Write a time span."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size(number: float) -> str:
+    """Write a number of bytes."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
