@@ -333,7 +333,9 @@ def _settings(profile: Profile, size: SizeClass, directory: Path) -> dict[str, A
     settings: dict[str, Any] = {
         "job_name": job_name(directory),
         "log_directory": str(directory / "logs"),
-        "python": str(profile.python),
+        # In the place of the shell: else the shell dies first of a cancelled job, and a queue that
+        # follows parents loses sight of the worker.
+        "python": f"exec {profile.python}",
         "cores": size.cores,
         "memory": f"{size.memory} B",
         "processes": 1,  # with more, dask-jobqueue loses count of jobs

@@ -66,7 +66,7 @@ def test_worker(kind: str) -> None:
         f"export {WALLTIME_END}=`date -d +95400sec +%s`",
         "module load b",
         "export OMP_NUM_THREADS=1",
-        f"{sys.executable} -m distributed.cli.dask_worker tls://DRIVER:PORT",
+        f"exec {sys.executable} -m distributed.cli.dask_worker tls://DRIVER:PORT",
     ):
         assert words in text
         text = text[text.index(words) :]

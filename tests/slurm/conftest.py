@@ -19,15 +19,11 @@ _SCRIPT = Path(__file__).with_name("cluster.sh")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests of this folder where there is no SLURM, unless it is demanded."""
+def _missing() -> str:
+    """Say what is not installed, and how to install it; "" if all is there."""
     places = os.environ["PATH"] + ":/usr/sbin:/sbin"  # where Debian keeps daemons
     missing = [program for program in _PROGRAMS if not shutil.which(program, path=places)]
-    if missing and os.environ.get("ALPHASWEEP_REQUIRE_SLURM") != "1":
-        reason = f"no {', '.join(missing)} here; as root: tests/slurm/cluster.sh install"
-        for item in items:
-            if item.path.parent == _SCRIPT.parent:
-                item.add_marker(pytest.mark.skip(reason=reason))
+    return f"no {', '.join(missing)} here; as root: {_SCRIPT} install" if missing else ""
 
 
 class Slurm:
@@ -94,7 +90,14 @@ def profile(**changes: Any) -> Profile:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """Start the SLURM of ALPHASWEEP_SLURM_ROOT and leave it running, or one of this session."""
+    """Start the SLURM of ALPHASWEEP_SLURM_ROOT and leave it running, or one of this session.
+
+    Without SLURM the tests are skipped; they fail if ALPHASWEEP_REQUIRE_SLURM is 1.
+    """
+    if missing := _missing():
+        if os.environ.get("ALPHASWEEP_REQUIRE_SLURM") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
     with pytest.MonkeyPatch.context() as environment:
         own = "ALPHASWEEP_SLURM_ROOT" not in os.environ
         if own:

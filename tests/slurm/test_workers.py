@@ -145,7 +145,7 @@ def test_killed_worker(pair: Cluster, slurm: Slurm) -> None:
     lost = workers(pair)[address]
     os.kill(pid, signal.SIGKILL)
     replaced(pair, lost)
-    assert (pair.deaths[-1].job, pair.deaths[-1].exit_code) == (lost, "137:0")
+    assert (pair.deaths[-1].job, pair.deaths[-1].exit_code) == (lost, "0:9")
 
 
 def test_retired_worker(pair: Cluster) -> None:
