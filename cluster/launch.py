@@ -312,16 +312,18 @@ def _fleet(
     )
     try:
         client = Client(cluster)
-        yield QueueFleet(
-            size,
-            jobs,
-            client,
-            early_deaths=profile.early_deaths,
-            logs=directory / "logs",
-            submitted=submitted,
-            refused=refused,
-        )
-        client.close(timeout=2)
+        try:
+            yield QueueFleet(
+                size,
+                jobs,
+                client,
+                early_deaths=profile.early_deaths,
+                logs=directory / "logs",
+                submitted=submitted,
+                refused=refused,
+            )
+        finally:
+            client.close(timeout=2)
     finally:
         cluster.close(timeout=_CLOSE_SECONDS)
 

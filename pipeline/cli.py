@@ -17,7 +17,7 @@ import typer
 from pipeline import terminal
 from pipeline.dataset import DONE, FAILED
 from pipeline.plan import SECONDS_PER_PART, Plan, calibrate, make_plan
-from pipeline.spec import Sweep, SweepError, load, preset_names, template
+from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
 from pipeline.store import Store, StoreError, Writer, wider_sweep
 from pipeline.terminal import say
 
@@ -32,16 +32,25 @@ app = typer.Typer(
 
 SweepArgument = Annotated[
     str,
-    typer.Argument(help=f"A sweep file, or a preset: {', '.join(preset_names())}."),
+    typer.Argument(
+        help=f"A sweep file, a preset ({', '.join(preset_names())}), or a store to go on with."
+    ),
 ]
 StoreOption = Annotated[
     Path | None, typer.Option(help="Where the result is kept. Default: NAME.zarr in this folder.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")
 ]
 StoreArgument = Annotated[Path, typer.Argument(help="A store, for instance laptop.zarr.")]
 PartOption = Annotated[
     float, typer.Option("--part-seconds", min=0.01, help="How long one part should take.")
 ]
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Compute failed cells again.")]
+MixOption = Annotated[
+    bool,
+    typer.Option("--other-numbers", help="Go on with code that gives other numbers, and mix them."),
+]
 
 
 @app.command()
@@ -76,37 +85,56 @@ def plan(
 def run(
     sweep: SweepArgument,
     store: StoreOption = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")
-    ] = None,
+    workers: WorkersOption = None,
     part_seconds: PartOption = SECONDS_PER_PART,
     retry_failed: RetryOption = False,
+    other_numbers: MixOption = False,
 ) -> None:
     """Compute what is missing, then draw the figures. Running again resumes."""
     wanted, place = _sweep_and_store(sweep, store)
-    with _reported_errors(), _terminated_as_interrupted():
-        with place.lock() as writer:
-            writer.prepare(wanted)
-            todo = _plan(wanted, place, part_seconds, retry_failed)
-            if any(todo.parts.values()):
-                _compute(wanted, writer, todo, workers)
-        _conclude(place)
+    _run(wanted, place, workers, part_seconds, retry_failed, other_numbers)
+
+
+@app.command()
+def extend(
+    store: StoreArgument,
+    alpha: Annotated[str, typer.Option(help="More values, for instance 3.1,3.2")] = "",
+    N: Annotated[str, typer.Option("--N", help="More values, for instance 1024")] = "",
+    seed: Annotated[str, typer.Option(help="More values, for instance 0:64 (0 to 63)")] = "",
+    workers: WorkersOption = None,
+    part_seconds: PartOption = SECONDS_PER_PART,
+    other_numbers: MixOption = False,
+) -> None:
+    """Add values to the axes of a store, anywhere, and compute what is missing."""
+    place = Store(store)
+    with _reported_errors():
+        wanted = widened(place.sweep(), {"alpha": alpha, "N": N, "seed": seed})
+    _run(wanted, place, workers, part_seconds, False, other_numbers)
 
 
 @app.command()
 def status(
     store: StoreArgument,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="Show the tracebacks of failed cells.")
+    ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="List runs, extensions and code versions.")
+    ] = False,
 ) -> None:
     """Say how far a sweep is; also while it runs, from another terminal."""
+    place = Store(store)
     with _reported_errors():
-        found = _status(Store(store))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    terminal.show_status(found)
-    for failure in Store(store).failures():
-        say(f"failed: {failure['part']}: {failure['error']}")
+        found = _status(place)
+        if failures:
+            found["failures"] = place.failures()
+        if history:
+            found |= {"history": place.history(), "versions": place.versions()}
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            terminal.show_status(found)
 
 
 @app.command("open")
@@ -120,8 +148,22 @@ def open_(store: StoreArgument) -> None:
 
 def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
     with _reported_errors():
+        if source not in preset_names() and Path(source, "zarr.json").exists():
+            return Store(source).sweep(), Store(store or source)
         sweep = load(source)
     return sweep, Store(store or f"{sweep.name}.zarr")
+
+
+def _run(
+    sweep: Sweep, store: Store, workers: int | None, seconds: float, retry_failed: bool, mix: bool
+) -> None:
+    with _reported_errors(), _terminated_as_interrupted():
+        with store.lock() as writer:
+            writer.prepare(sweep, mix=mix)
+            todo = _plan(sweep, store, seconds, retry_failed)
+            if any(todo.parts.values()):
+                _compute(sweep, writer, todo, workers)
+        _conclude(store)
 
 
 def _plan(sweep: Sweep, store: Store, seconds: float, retry_failed: bool) -> Plan:
@@ -188,6 +230,7 @@ def _status(store: Store) -> dict[str, Any]:
         "rate": float(said.get("rate", 0.0)),
         "seconds_left": left,
         "driver": holder,
+        "errors": [f"{failure['part']}: {failure['error']}" for failure in store.failures()],
     }
 
 
@@ -213,7 +256,7 @@ def _conclude(store: Store) -> None:
     say(f'Data:    xarray.open_zarr("{store.path}")')
     failed = int((store.status() == FAILED).sum())
     if failed:
-        _fail(f"{failed} cells failed; alphasweep status {store.path} says why.")
+        _fail(f"{failed} cells failed; alphasweep status {store.path} --failures says why.")
 
 
 @contextmanager

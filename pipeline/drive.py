@@ -7,7 +7,6 @@ handed in is on the disk, and the next run commits it and goes on from there.
 from __future__ import annotations
 
 import queue
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -149,7 +148,7 @@ def drive(
         lose work. Everything handed in so far is kept.
     """
     run = _Run(sweep, writer, plan, lanes, watch, workforce)
-    writer.log("run", host=socket.gethostname(), cells=sum(plan.missing.values()))
+    writer.log("run", cells=sum(plan.missing.values()))
     try:
         run.see_through()
     except OSError as error:
@@ -157,7 +156,7 @@ def drive(
     finally:
         run.forget()
         run.report()
-        writer.log("end", done=run.progress.done, failed=run.progress.failed)
+        writer.log("end", cells=run.progress.cells_now, failed=run.progress.failed)
     return run.progress
 
 

@@ -28,7 +28,13 @@ def replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool =
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(path)
+            inode = os.fstat(file.fileno()).st_ino
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:
+            # A network file system that lost the answer asked again, after it had succeeded.
+            if not path.exists() or path.stat().st_ino != inode:
+                raise
         if durable:
             sync([path.parent])
     finally:

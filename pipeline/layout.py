@@ -30,6 +30,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.dataset import COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
 from pipeline.files import replace_text, sync
+from pipeline.provenance import code_version, fingerprint
 from pipeline.spec import Sweep, as_document, measurements
 
 Array = zarr.Array[Any]
@@ -60,6 +61,7 @@ def build(path: Path, sweep: Sweep) -> None:
         "source": "arXiv:2403.02418",
         "seeds_per_chunk": seeds_per_chunk(sweep),
         "code_versions": [code_version()],
+        "fingerprint": fingerprint(sweep.recipe),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in _PACKAGES},
     }
@@ -146,11 +148,6 @@ def change_attributes(path: Path, **attributes: Any) -> None:
     root = read_root(path)
     root["attributes"] |= attributes
     replace_text(path / "zarr.json", json.dumps(root, indent=2))
-
-
-def code_version() -> str:
-    """Version of alphasweep that computes."""
-    return version("alphasweep")
 
 
 def chunk_file(path: Path, array: Array, place: tuple[int, ...]) -> Path:

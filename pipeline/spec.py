@@ -313,6 +313,11 @@ class Sweep(_Table):
             problems = [*_within(error), *_across(document, known)]
             raise SweepError([_line(source, document, *p) for p in problems]) from None
 
+    @property
+    def cells(self) -> int:
+        """Number of cells (alpha, N, seed)."""
+        return len(self.grid.alpha) * len(self.grid.N) * len(self.grid.seed)
+
     @cached_property
     def recipe(self) -> Recipe:
         """How every cell is computed; recorded steps are those nearest to the times asked for.
@@ -424,6 +429,40 @@ def union(old: Sweep, new: Sweep) -> Sweep:
     }
     document = as_document(old)
     return Sweep.from_document(document | {"grid": document["grid"] | axes})
+
+
+def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
+    """Add values, as typed, to axes of a sweep.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    values : mapping of str to str
+        By axis, alpha, N or seed: numbers separated by commas, or ``first:end`` for the integers
+        from first up to, not including, end. Empty adds nothing.
+
+    Raises
+    ------
+    SweepError
+        If a text is none of these, or the sweep would not be valid.
+    """
+    document = as_document(sweep)
+    axes = {axis: [*document["grid"][axis], *_typed_values(axis, values[axis])] for axis in values}
+    grid = {axis: sorted(set(added)) for axis, added in axes.items()}
+    return Sweep.from_document(document | {"grid": document["grid"] | grid}, "extended sweep")
+
+
+def _typed_values(axis: str, text: str) -> list[float]:
+    number = float if axis == "alpha" else int
+    try:
+        if ":" in text and axis != "alpha":
+            first, end = map(int, text.split(":"))
+            return list(range(first, end))
+        return [number(value) for value in text.split(",") if value.strip()]
+    except ValueError:
+        kinds = "" if axis == "alpha" else ", or first:end,"
+        rule = f"must be numbers separated by commas{kinds} as in 1,2,3"
+        raise SweepError([f"--{axis}: {rule}; got {text!r}."]) from None
 
 
 def _preset_text(name: str) -> str:

@@ -12,6 +12,7 @@ only after the committed block was read back.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import socket
@@ -34,6 +35,7 @@ from pipeline import layout
 from pipeline.dataset import DONE, FAILED, cell_dtype, cell_variables
 from pipeline.files import replace, replace_text, sync
 from pipeline.part import Cells, Part
+from pipeline.provenance import code_version, other_numbers
 from pipeline.spec import Sweep, SweepError, differences, union
 
 LEASE_SECONDS = 60.0  # a driver that shows no sign of life for so long may be taken over
@@ -146,6 +148,21 @@ class Store:
         """Read the records of failed parts, as `Writer.commit` wrote them."""
         return [json.loads(f.read_text()) for f in sorted(self.errors_folder.glob("*.json"))]
 
+    def history(self) -> list[dict[str, Any]]:
+        """Read who created, extended and ran the sweep, when, where, and with which code."""
+        found = []
+        with suppress(FileNotFoundError):
+            for line in (self.control / "events.jsonl").read_text(errors="replace").splitlines():
+                with suppress(ValueError):  # a line that a crash cut off
+                    found.append(json.loads(line))
+        return found
+
+    def versions(self) -> dict[str, int]:
+        """Count the done cells that each version of the code computed."""
+        attributes, code = self.attributes(), layout.open_arrays(self.path)["code"][...]
+        numbers = np.bincount(np.asarray(code).ravel() + 1, minlength=1)[1:]
+        return dict(zip(attributes["code_versions"], map(int, numbers), strict=False))
+
     def progress(self) -> dict[str, Any]:
         """Read what the last driver said of itself; see `holder` for whether it lives."""
         try:
@@ -224,31 +241,43 @@ class Writer:
         self._lease = lease
         self._grid: _Grid | None = None
 
-    def prepare(self, sweep: Sweep) -> None:
+    def prepare(self, sweep: Sweep, *, mix: bool = False) -> None:
         """Create the store, or make sure that it has a place for every cell of the sweep.
+
+        Parameters
+        ----------
+        sweep : Sweep
+        mix : bool
+            Whether to go on although this code gives other numbers than the store's.
 
         Raises
         ------
         StoreError
-            If the store was made for another sweep (the differences are named).
+            If the store was made for another sweep (the differences are named), or by code that
+            gives other numbers.
         """
         self._check_lease()
         self._grid = None
         path = self.store.path
         if not self.store.exists():
             layout.build(path, sweep)
+            self.log("create", cells=sweep.cells)
             return
+        wider = wider_sweep(self.store, sweep)
+        if not mix:
+            self._check_numbers(sweep)
         layout.settle(path)
         for leftover in (*self.store.parts_folder.glob(".*"), *path.glob("*/*.partial")):
             leftover.unlink(missing_ok=True)
         versions = self.store.attributes()["code_versions"]
-        if layout.code_version() not in versions:
-            layout.change_attributes(path, code_versions=[*versions, layout.code_version()])
+        if code_version() not in versions:
+            layout.change_attributes(path, code_versions=[*versions, code_version()])
         self.collect()
-        wider = wider_sweep(self.store, sweep)
-        if wider != self.store.sweep():
+        before = self.store.sweep().cells
+        if wider.cells > before:
             layout.widen(path, wider)
             self._grid = None
+            self.log("extend", cells=wider.cells - before)
 
     def collect(self) -> None:
         """Commit every part that waits for it; one that cannot be read, or has no place, goes."""
@@ -308,7 +337,7 @@ class Writer:
         grid.write(block, {"status": status})
         for part, _ in loaded:
             self.discard(part)
-            self._error_file(part).unlink(missing_ok=True)
+            self._forget_failures(part)
         return sum(len(part.seeds) for part, _ in loaded)
 
     def discard(self, part: Part) -> None:
@@ -321,13 +350,23 @@ class Writer:
         replace_text(self.store.control / "progress.json", json.dumps(said), durable=False)
 
     def log(self, event: str, **details: Any) -> None:
-        """Append one line to the log of events."""
-        entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event}
+        """Append one line to the history."""
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "event": event,
+            "host": socket.gethostname(),
+            "user": getpass.getuser(),
+            "version": code_version(),
+            **details,
+        }
         with (self.store.control / "events.jsonl").open("a") as file:
-            file.write(json.dumps(entry | details) + "\n")
+            file.write(json.dumps(entry) + "\n")
 
-    def _error_file(self, part: Part) -> Path:
-        return self.store.errors_folder / f"{part.name}.json"
+    def _forget_failures(self, part: Part) -> None:
+        for file in self.store.errors_folder.glob(f"{part.name.rpartition('=')[0]}=*.json"):
+            failed = Part.from_name(file.name.removesuffix(".json"))
+            if failed.first_seed in part.seeds and failed.last_seed in part.seeds:
+                file.unlink(missing_ok=True)
 
     def _record(self, failure: Failure) -> None:
         record = {
@@ -338,7 +377,19 @@ class Writer:
             "host": failure.host,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        replace_text(self._error_file(failure.part), json.dumps(record, indent=1))
+        file = self.store.errors_folder / f"{failure.part.name}.json"
+        replace_text(file, json.dumps(record, indent=1))
+
+    def _check_numbers(self, sweep: Sweep) -> None:
+        attributes = self.store.attributes()
+        changed = other_numbers(sweep.recipe, attributes["fingerprint"])
+        if changed:
+            raise StoreError(
+                f"store {self.store.path} must be continued by code that gives its numbers; it was "
+                f"computed by {', '.join(attributes['code_versions'])}, and this is "
+                f"{code_version()}, which gives other ones ({', '.join(changed)}): use the old "
+                "version, choose another --store, or mix them with --other-numbers."
+            )
 
     def _opened(self) -> _Grid:
         if self._grid is None:
@@ -369,7 +420,7 @@ class _Grid:
         self._per_chunk = int(attributes["seeds_per_chunk"])
         self._variables = cell_variables(sweep.recipe)
         self.dtype = cell_dtype(sweep.recipe)
-        self.code = attributes["code_versions"].index(layout.code_version())
+        self.code = attributes["code_versions"].index(code_version())
         self.names = [name for name in self._variables if name != "status"]
 
     def read(self, block: Block, name: str) -> npt.NDArray[Any]:

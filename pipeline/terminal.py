@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # distributed takes a second to load
     from pipeline.drive import Progress as Where
 
 _PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
+_ERRORS = 10  # failed cells that are listed without being asked for
 
 console = Console()
 
@@ -123,6 +124,25 @@ def show_status(found: Mapping[str, Any]) -> None:
         f"{found['store']}: {found['done']:,} of {found['cells']:,} cells done, "
         f"{found['running']:,} running, {found['failed']:,} failed, {found['missing']:,} missing"
     )
+    for error in found["errors"][:_ERRORS]:
+        say(f"failed: {error}")
+    if len(found["errors"]) > _ERRORS:
+        say(f"... and {len(found['errors']) - _ERRORS} more; --failures shows all")
+    for failure in found.get("failures", []):
+        say(
+            f"\n{failure['part']}: {failure['attempts']} attempts, the last on {failure['host']} "
+            f"at {failure['time']}\n{failure['traceback']}"
+        )
+    for event in found.get("history", []):
+        cells = f", {event['cells']:,} cells" if "cells" in event else ""
+        say(
+            f"{event['time']}  {event['event']:6} by {event['user']} on {event['host']}{cells}, "
+            f"code {event['version']}"
+        )
+    for version, cells in found.get("versions", {}).items():
+        say(f"{cells:,} cells were computed by code {version}")
+    if sum(cells > 0 for cells in found.get("versions", {}).values()) > 1:
+        say("The cells are of several versions of the code: compare by the variable `code`.")
     if not found["driver"]:
         return
     left = f", about {duration(found['seconds_left'])} left" if found["seconds_left"] else ""

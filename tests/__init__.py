@@ -1,0 +1,1 @@
+"""Claims about alphasweep, one file a module; speed is measured in benchmarks/."""

@@ -143,6 +143,46 @@ def test_an_edited_file_extends_its_store(here: Path) -> None:
     assert (xr.open_zarr("tiny.zarr").status == 1).all()
 
 
+def test_extend_is_an_edited_file(here: Path) -> None:
+    """`extend` adds values on all axes to a store, and computes them; the store stays whole."""
+    alphasweep("run", "tiny.toml")
+    done = alphasweep(
+        "extend", "tiny.zarr", "--alpha", "2.5,5", "--N", "10", "--seed", "0:5", "--workers", "2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "51 cells to compute" in done.stdout
+    text = TINY.replace("[2.0, 3.0, 4.0]", "[2.0, 2.5, 3.0, 4.0, 5.0]").replace(
+        "[8, 12]", "[8, 10, 12]"
+    )
+    text = text.replace("seed = { from = 0, to = 3 }", "seed = { from = 0, to = 4 }")
+    (here / "tiny.toml").write_text(text)
+    assert alphasweep("run", "tiny.toml", "--store", "other.zarr").returncode == 0
+    assert bits("tiny.zarr") == bits("other.zarr")
+    again = alphasweep("run", "tiny.zarr")
+    assert again.returncode == 0
+    assert "to compute" not in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--alpha", "2.5;3", "--alpha: must be numbers separated by commas"),
+        ("--alpha", "-1", "[grid] alpha: values must be > 0; got -1.0"),
+        ("--N", "1", "[grid] N: values must be >= 2; got 1"),
+        ("--seed", "a:b", "--seed: must be numbers separated by commas, or first:end"),
+    ],
+)
+def test_a_wrong_extension_is_one_clear_error(option: str, value: str, expected: str) -> None:
+    """The store is left as it was."""
+    sweep = load("tiny.toml")
+    fill(Store("tiny.zarr"), sweep, [])
+    before = bits("tiny.zarr")
+    done = alphasweep("extend", "tiny.zarr", option, value)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert bits("tiny.zarr") == before
+
+
 def test_init_plan_status_open(here: Path) -> None:
     """`init` writes a file that `plan` explains; `status` and `open` speak of the store."""
     assert alphasweep("init", "mine.toml").returncode == 0
@@ -409,8 +449,13 @@ part._compute_cell = failing
     status = alphasweep("status", "tiny.zarr")
     assert "23 of 24 cells done" in status.stdout
     assert "alpha = 3, N = 8, seed 1: FloatingPointError: planted" in status.stdout
+    shown = alphasweep("status", "tiny.zarr", "--failures", "--history").stdout
+    assert 'raise FloatingPointError("planted")' in shown
+    assert "3 attempts" in shown
+    assert re.search(r"run +by .*, 24 cells, code ", shown)
     mended = alphasweep("run", "tiny.toml", "--retry-failed")
     assert mended.returncode == 0
+    assert "failed:" not in alphasweep("status", "tiny.zarr").stdout
     other = Store("other.zarr")
     fill(other, load("tiny.toml"), parts_of(load("tiny.toml")))
     assert bits("tiny.zarr") == bits("other.zarr")

@@ -286,7 +286,6 @@ def test_lost_workers_cost_a_part_nothing(
     store: Store, client: Client, stuck: Hang, state: str
 ) -> None:
     """However often the infrastructure takes its worker away, a part is not blamed."""
-
     crew = Crew(lambda crew: stuck.lose(crew, state, times=6))
     end = run(store, client, workforce=crew)
     assert len(crew.deaths) == 6

@@ -50,7 +50,7 @@ def test_a_new_plan_holds_every_cell_once(seeds: set[int], starts: int, seconds:
 
 
 def test_parts_take_about_the_time_asked_for() -> None:
-    """Unless one seed takes longer, no part is predicted longer than asked, nor needlessly short."""
+    """Unless one seed takes longer, no part is longer than asked for, nor needlessly short."""
     sweep = load("laptop")
     plan = make_plan(sweep, MODEL, seconds_per_part=5.0)
     for work in plan.work():
@@ -124,7 +124,7 @@ def test_failed_cells_wait_until_asked_for(store: Store) -> None:
 
 
 def test_the_forecast_of_disk_and_files_holds(full: Store) -> None:
-    """The plan's files are those of the finished store, and its bytes are not below the real ones."""
+    """The plan's files are those of the finished store, and its bytes those of the numbers."""
     plan = make_plan(tiny(), MODEL)
     files = [f for f in full.path.rglob("*") if f.is_file()]
     chunks = [f for f in files if f.name.startswith("c.")]
@@ -145,7 +145,7 @@ def test_experience_replaces_the_forecast(full: Store) -> None:
 
 
 def test_ten_million_cells_fit() -> None:
-    """A huge grid keeps to some ten thousand chunks a variable, and its work is made as it is read."""
+    """A huge grid has some ten thousand chunks a variable, and its work is made as it is read."""
     sweep = Sweep.from_document(
         load("paper").model_dump(mode="json")
         | {

@@ -161,7 +161,8 @@ def test_steps_of_an_example() -> None:
 def test_axes_are_ascending() -> None:
     """A list in any order gives an ascending axis of the right type."""
     grid = sweep(grid={"alpha": [3, 1.5, 2], "N": [64, 16]}).grid
-    assert grid.alpha == (1.5, 2.0, 3.0) and all(type(v) is float for v in grid.alpha)
+    assert grid.alpha == (1.5, 2.0, 3.0)
+    assert all(type(v) is float for v in grid.alpha)
     assert grid.N == (16, 64)
 
 
@@ -249,9 +250,11 @@ def test_presets_hold_what_they_promise() -> None:
     assert {"quick", "laptop", "paper"} <= set(preset_names())
     quick, laptop, paper = (load(name).grid for name in ("quick", "laptop", "paper"))
     assert max(quick.N) <= 64
-    assert laptop.N == (64, 128, 256, 512) and len(laptop.alpha) >= 9
+    assert laptop.N == (64, 128, 256, 512)
+    assert len(laptop.alpha) >= 9
     assert (len(laptop.seed), len(laptop.start)) == (8, 16)
-    assert paper.N == (64, 128, 256, 512, 1024, 2048, 4096) and len(paper.alpha) == 24
+    assert paper.N == (64, 128, 256, 512, 1024, 2048, 4096)
+    assert len(paper.alpha) == 24
     assert (len(paper.seed), len(paper.start)) == (64, 16)
 
 
@@ -274,7 +277,8 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SweepError) as caught:
         load("labtop")
     message = str(caught.value)
-    assert message.startswith("sweep file labtop: ") and "alphasweep init" in message
+    assert message.startswith("sweep file labtop: ")
+    assert "alphasweep init" in message
     assert all(name in message for name in preset_names())
 
 
@@ -338,7 +342,8 @@ def test_everything_at_once(tmp_path: Path) -> None:
 def test_bad_toml(tmp_path: Path) -> None:
     """A syntax error names the file, the line and the column."""
     (line,) = file_lines(tmp_path, 'name = "lap"\nroot_seed 3\n')
-    assert line.startswith(": must be TOML; ") and "line 2, column 11" in line
+    assert line.startswith(": must be TOML; ")
+    assert "line 2, column 11" in line
 
 
 @pytest.mark.parametrize(

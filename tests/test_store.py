@@ -22,6 +22,7 @@ from pipeline import layout
 from pipeline import store as store_module
 from pipeline.dataset import COMPUTED, COORDINATES, DONE, FAILED, KEPT, MISSING
 from pipeline.part import Part, compute
+from pipeline.provenance import code_version
 from pipeline.store import Block, Failure, Store, StoreError, hand_in
 from tests.conftest import bits, fill, parts_of, tiny
 
@@ -62,7 +63,7 @@ def test_it_holds_what_was_computed(full: Store) -> None:
         assert found[name].dtype == cells[name].dtype
     assert float(found.measurements) == 48
     assert int(found.status) == DONE
-    assert dataset.attrs["code_versions"][int(found.code)] == layout.code_version()
+    assert dataset.attrs["code_versions"][int(found.code)] == code_version()
 
 
 def test_a_new_store_is_all_missing(store: Store) -> None:
@@ -198,9 +199,13 @@ def test_a_failed_cell_that_succeeds_later_is_done(store: Store) -> None:
         writer.prepare(tiny())
         failure = Failure.of(part, ZeroDivisionError("no luck"), attempts=3)
         writer.commit(Block(2.0, 8, 0), [], [failure])
+        writer.commit(Block(2.0, 8, 0), [], [Failure.of(Part(2.0, 8, 1, 1), OSError(), attempts=3)])
+        writer.commit(
+            Block(2.0, 12, 0), [], [Failure.of(Part(2.0, 12, 1, 1), OSError(), attempts=3)]
+        )
     fill(store, tiny(), [part])
     assert store.status()[0, 0].tolist() == [DONE] * 3
-    assert store.failures() == []
+    assert [record["part"] for record in store.failures()] == ["alpha = 2, N = 12, seed 1"]
 
 
 @pytest.mark.parametrize("at", range(0, 40, 3))

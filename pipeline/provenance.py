@@ -1,0 +1,67 @@
+"""Which code computed a cell, and whether this code would give the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.part import Part, compute
+from pipeline.spec import Recipe
+
+_COMPUTE = ("kernels", "pipeline.part")  # what decides about numbers
+_PROBLEM = Part(alpha=4.0, N=32, first_seed=0, last_seed=0)
+_STEPS = (0, 1, 3)
+_STARTS = (0, 1)
+_SHOWN = ("overlap", "energy", "mu", "bulk_edge")
+# Another BLAS, or another processor, sums in another order; a few steps do not amplify that much.
+_ROUNDING = {"float32": 1e-4, "float64": 1e-10}
+
+
+@cache
+def code_version() -> str:
+    """Version of alphasweep, and of the very files that compute: ``0.1.0+3f2a9c01``."""
+    digest = hashlib.sha256()
+    for name in _COMPUTE:
+        origin = Path(str(import_module(name).__file__))
+        files = origin.parent.glob("*.py") if origin.name == "__init__.py" else [origin]
+        for file in sorted(files):
+            digest.update(file.read_bytes())
+    return f"{version('alphasweep')}+{digest.hexdigest()[:8]}"
+
+
+def fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """Run three steps of a small problem with the settings of a recipe.
+
+    Returns
+    -------
+    dict
+        ``overlap``, ``energy``, ``mu`` and ``bulk_edge``, each (start, step) as nested lists: JSON.
+        Takes milliseconds.
+    """
+    small = Recipe(recipe.root_seed, _STARTS, recipe.descent, _STEPS, (), 0)
+    (cell,) = compute(small, _PROBLEM)
+    # A start that ended before is NaN, which JSON does not have.
+    return {name: np.nan_to_num(cell[name].astype(float), nan=-99.0).tolist() for name in _SHOWN}
+
+
+def other_numbers(recipe: Recipe, expected: dict[str, Any]) -> list[str]:
+    """Say where this code departs from a fingerprint by more than rounding.
+
+    Returns
+    -------
+    list of str
+        Names of the variables that differ, with the largest difference; empty if none does.
+    """
+    here, rounding = fingerprint(recipe), _ROUNDING[recipe.descent.precision]
+    found = []
+    for name, values in expected.items():
+        difference = np.abs(np.array(here[name]) - np.array(values))
+        if (difference > rounding * np.maximum(1, np.abs(values))).any():
+            found.append(f"{name} by up to {difference.max():.2g}")
+    return found
