@@ -152,6 +152,7 @@ class QueueFleet(Fleet):
         self._running = 0
         self._retiring: set[str] = set()
         self._accepted: set[str] = set()
+        self._dying: dict[str, _Life] = {}
         self._young = self._refusals = 0
         self._not_before = 0.0
         self._ledger = _Ledger()
@@ -174,7 +175,8 @@ class QueueFleet(Fleet):
             running = len(there) - pending.total()
         self._count(running=running, pending=pending)
         for job, name in gone.items():
-            self._bury(job, name, listed)
+            self._give_up(job, name)
+        blamed = [self._judge(job, listed) for job in list(self._dying)]
         refused = {name: self._refused.pop(name) for name in list(self._refused)}
         if refused:
             self._refusals += 1
@@ -182,7 +184,7 @@ class QueueFleet(Fleet):
             self._refusals = 0
         self._accepted = set(jobs)
         self._stop_if_hopeless(list(refused.values()))
-        if refused or (gone and self._young):
+        if refused or any(blamed):
             troubles = max(self._refusals, self._young)
             self._not_before = time.monotonic() + min(2.0 ** (troubles - 1), _LONGEST_PAUSE)
         self._submit(replacing=[*gone.values(), *refused])
@@ -198,16 +200,25 @@ class QueueFleet(Fleet):
         left = self._ledger.lives[name].left if name in self._ledger.lives else None
         return left is not None and time.monotonic() - left > _LOST_SECONDS
 
-    def _bury(self, job: str, name: str, listed: Listing | None) -> None:
+    def _give_up(self, job: str, name: str) -> None:
         del self._submitted[job]
         life = self._ledger.lives.pop(name, _Life())
+        life.left = life.left or time.monotonic()
         if name in self._retiring:
             self._retiring.discard(name)
-            return
+        else:
+            self._dying[job] = life
+
+    def _judge(self, job: str, listed: Listing | None) -> bool:
+        """Record how a job ended, as soon as the queue knows; return whether it died young."""
         end = slurm.ended(job) if listed is not None else slurm.Ended()
+        if end.state == "COMPLETING":
+            return False
+        life = self._dying.pop(job)
+        assert life.left is not None
         young = (
             not life.finished
-            and (life.left or time.monotonic()) - life.joined < _YOUNG_SECONDS
+            and life.left - life.joined < _YOUNG_SECONDS
             and end.state not in _NOT_ITS_FAULT
         )
         if young:
@@ -216,6 +227,7 @@ class QueueFleet(Fleet):
             self._young = max(0, self._young - 1)
         place = (life.address, end.state, end.exit_code, end.node)
         self.deaths.append(Death(self.size.name, job, *place, life.tasks, life.finished, young))
+        return young
 
     def _stop_if_hopeless(self, refusals: list[str]) -> None:
         K = self._early_deaths

@@ -59,13 +59,8 @@ def test_driver_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
         )
         slurm.do("scancel", "--batch", "--signal=USR1", job)
     until(lambda: state(job) == "COMPLETED", seconds=60, what="the end of the job")
-    assert log.read_text().split("\n")[:5] == [
-        "run 1",
-        "told SIGUSR1",
-        "run 2",
-        "told SIGUSR1",
-        "run 3",
-    ]
+    said = [line for line in log.read_text().splitlines() if line.startswith(("run", "told"))]
+    assert said == ["run 1", "told SIGUSR1", "run 2", "told SIGUSR1", "run 3"]
     assert slurm.shows(job)["Restarts"] == "2"
 
 

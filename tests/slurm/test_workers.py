@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from distributed.security import Security
 
+from cluster.fleet import Death
 from cluster.launch import WALLTIME_END, Cluster, ClusterError, job_name, launch
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
@@ -74,6 +75,17 @@ def replaced(cluster: Cluster, lost: str, *, seconds: float = 30) -> None:
         seconds=seconds,
         what=f"a worker in the place of job {lost}",
     )
+
+
+def verdict(cluster: Cluster, lost: str) -> Death:
+    """Wait until the queue knows how a job ended."""
+    found: Death = supervised(
+        cluster,
+        lambda: next((death for death in cluster.deaths if death.job == lost), None),
+        seconds=30,
+        what=f"the end of job {lost}",
+    )
+    return found
 
 
 @contextmanager
@@ -132,8 +144,8 @@ def test_cancelled_job(pair: Cluster, slurm: Slurm) -> None:
     lost = workers(pair)[address]
     slurm.do("scancel", lost)
     replaced(pair, lost)
-    death = pair.deaths[-1]
-    assert (death.job, death.state, death.young) == (lost, "CANCELLED", False)
+    death = verdict(pair, lost)
+    assert (death.state, death.young) == ("CANCELLED", False)
     assert (death.worker, death.tasks) == (address, ("sleeper",))
     task.result(timeout=30)
 
@@ -145,7 +157,7 @@ def test_killed_worker(pair: Cluster, slurm: Slurm) -> None:
     lost = workers(pair)[address]
     os.kill(pid, signal.SIGKILL)
     replaced(pair, lost)
-    assert (pair.deaths[-1].job, pair.deaths[-1].exit_code) == (lost, "0:9")
+    assert verdict(pair, lost).exit_code == "0:9"
 
 
 def test_retired_worker(pair: Cluster) -> None:
@@ -238,8 +250,8 @@ def test_dead_node(pair: Cluster, slurm: Slurm) -> None:
     slurm.admin("kill-node", node)
     try:
         replaced(pair, lost, seconds=60)
-        assert not pair.deaths[-1].young
-        assert pair.deaths[-1].worker == address
+        death = verdict(pair, lost)
+        assert (death.worker, death.young) == (address, False)
         assert node not in {slurm.shows(job)["NodeList"] for job in workers(pair).values()}
     finally:
         slurm.admin("revive-node", node)
