@@ -265,8 +265,11 @@ class QueueFleet(Fleet):
         cluster = self.cluster
         for name in replacing:
             cluster.worker_spec.pop(name, None)
-        there = len(cluster.worker_spec)
-        cluster.scale(min(self.jobs, there + _JOBS_AT_ONCE) if more else there)
+        before = set(cluster.worker_spec)
+        target = min(self.jobs, len(before) + (_JOBS_AT_ONCE if more else 0))
+        # Where fewer are wanted, jobs that wait are withdrawn, and those that work are left.
+        cluster.scale(max(target, min(len(before), len(self.scheduler.workers))))
+        self._retiring |= before - set(cluster.worker_spec)
 
 
 @dataclass

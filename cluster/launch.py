@@ -177,6 +177,14 @@ class Cluster:
         """
         return {name: fleet.state() for name, fleet in self._fleets.items()}
 
+    def want(self, size_class: str, jobs: int) -> None:
+        """Have another number of jobs of a class from the next `check` on.
+
+        Of too many jobs, those that still wait are withdrawn; the others work on, and are not
+        replaced. On this machine alone the number of workers stays.
+        """
+        self._fleets[size_class].jobs = jobs
+
     def retire(self, worker: str) -> None:
         """Give a worker nothing more to do, and end its job when it has finished what it has.
 
@@ -247,6 +255,17 @@ def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) ->
             # Dask, which ends one worker after the other, has less to do then.
             stack.callback(slurm.cancel, name=name)
         yield Cluster(fleets, queued_as=name)
+
+
+def end(run_directory: Path, *, queued: bool) -> None:
+    """Remove what a driver that is gone left of its run: jobs in SLURM if `queued`, certificates.
+
+    Certificates in a `shared_directory` are removed by the next `launch`.
+    """
+    directory = run_directory.resolve()
+    if queued:
+        _end_jobs(job_name(directory))
+    shutil.rmtree(_certificates_of(directory, directory), ignore_errors=True)
 
 
 def job_name(run_directory: Path) -> str:
@@ -428,7 +447,11 @@ def _certificates(profile: Profile, directory: Path) -> Iterator[Security | None
 
 
 def _certificate_directory(profile: Profile, directory: Path) -> Path:
-    return (profile.shared_directory or directory) / f"certificates-{job_name(directory)}"
+    return _certificates_of(directory, profile.shared_directory or directory)
+
+
+def _certificates_of(run: Path, place: Path) -> Path:
+    return place / f"certificates-{job_name(run)}"
 
 
 def _security(folder: Path) -> Security:

@@ -20,7 +20,7 @@ import pytest
 from distributed.security import Security
 
 from cluster.fleet import Death
-from cluster.launch import WALLTIME_END, Cluster, ClusterError, job_name, launch
+from cluster.launch import WALLTIME_END, Cluster, ClusterError, end, job_name, launch
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
 from tests.slurm.conftest import Slurm, profile, until
@@ -133,8 +133,8 @@ def test_a_worker_is_one_thread_that_knows_its_end(pair: Cluster) -> None:
     assert set(client.nthreads().values()) == {1}
     for name in ONE_THREAD:
         assert set(client.run(os.getenv, name).values()) == {"1"}
-    for end in client.run(os.getenv, WALLTIME_END).values():
-        assert 540 < float(end) - time.time() <= 600
+    for ends in client.run(os.getenv, WALLTIME_END).values():
+        assert 540 < float(ends) - time.time() <= 600
 
 
 def test_cancelled_job(pair: Cluster, slurm: Slurm) -> None:
@@ -305,6 +305,40 @@ def test_interrupt(slurm: Slurm, tmp_path: Path) -> None:
         )
         assert cluster.state()["one"]["reasons"] == {"Resources": 1}
         raise KeyboardInterrupt
+
+
+def test_fewer_jobs_are_wanted(slurm: Slurm, tmp_path: Path) -> None:
+    """When fewer jobs are wanted, those that wait are withdrawn, and nothing that works is lost."""
+    one = profile(partition="wide", memory="3 GB")
+    with launched(slurm, tmp_path, one, jobs=5) as cluster:
+        come(cluster, workers=4)
+        before = workers(cluster)
+        cluster.want("one", 2)
+        supervised(
+            cluster,
+            lambda: len(slurm.jobs(name=job_name(tmp_path))) == 4,
+            seconds=15,
+            what="the end of the job that waits",
+        )
+        time.sleep(4)  # for another look at the queue
+        cluster.check()
+        assert workers(cluster) == before
+        assert cluster.deaths == []
+
+
+def test_end_of_an_orphaned_run(slurm: Slurm, tmp_path: Path) -> None:
+    """What a killed driver left can be removed without a new one: jobs and certificates."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, tmp_path], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as driver:
+        assert driver.stdout
+        assert driver.stdout.readline() == "ready\n"
+        driver.kill()
+    assert list(tmp_path.glob("certificates*/key.pem"))
+    assert slurm.jobs(name=job_name(tmp_path))
+    end(tmp_path, queued=True)
+    assert not list(tmp_path.glob("certificates*"))
+    until(lambda: not slurm.jobs(name=job_name(tmp_path)), seconds=10, what="an empty queue")
 
 
 DRIVER = """
