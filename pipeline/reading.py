@@ -1,0 +1,114 @@
+"""The reader's door: what `xarray.open_zarr` shows, with what a reader derives from it anyway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from kernels.descent import Outcome
+from pipeline.dataset import DONE, cell_variables
+from pipeline.spec import Recipe, Sweep, measurements
+from pipeline.store import Store, StoreError
+
+
+def open_sweep(path: str | Path) -> xr.Dataset:
+    """Open a sweep's store, lazily; also while a run writes it.
+
+    Numbers are those of ``xarray.open_zarr(path)``, with this in addition:
+
+    - Cells that are not done, at the moment of the call, read as not computed, whatever a commit
+      under way has written of them: so each cell is there as a whole or not at all.
+    - ``is_done`` (alpha, N, seed), and ``is_recovered``, ``is_trapped``, ``is_undecided``,
+      ``is_diverged`` (alpha, N, seed, start): masks, False where a cell is not done.
+    - ``abs_overlap``: the sign of ``overlap`` is arbitrary.
+    - Coordinates of size, to plot against: ``measurements`` and ``alpha_used`` (alpha, N), the
+      ratio that M = round(alpha N) makes of alpha, and ``log_N`` (N).
+
+    Parameters
+    ----------
+    path : str or Path
+        Of a Zarr store that ``alphasweep run`` made.
+
+    Returns
+    -------
+    xr.Dataset
+        Of Dask arrays; ``status`` and the coordinates are in memory. The attribute ``sweep`` is the
+        sweep file with all its values.
+
+    Raises
+    ------
+    StoreError
+        If there is no sweep at the path, or its coordinates are not those of its sweep.
+    """
+    store = Store(path)
+    try:
+        dataset = store.open()
+        sweep = Sweep.from_document(dataset.attrs["sweep"])
+        _check_labels(dataset, sweep)
+    except (ValueError, KeyError) as error:  # of Zarr, for a damaged chunk; or of _check_labels
+        raise StoreError(
+            f"store {store.path} must have the coordinates of its sweep; {error}: see "
+            f"alphasweep verify {store.path}"
+        ) from None
+    # First of all, and only now: what is done here is whole on the disk.
+    status = dataset.status.load()
+    is_done = status == DONE
+    computed = _computed(dataset, is_done, sweep.recipe)
+    masks = {
+        f"is_{outcome.name.lower()}": _labelled(
+            computed.outcome == outcome, f"whether the start ended as {outcome.name.lower()}"
+        )
+        for outcome in Outcome
+        if outcome != Outcome.MISSING
+    }
+    return (
+        computed.assign(masks)
+        .assign(
+            is_done=_labelled(is_done, "whether the cell is done"),
+            abs_overlap=_labelled(abs(computed.overlap), "absolute value of overlap"),
+        )
+        .set_coords("measurements")
+        .assign_coords(
+            alpha_used=_labelled(computed.measurements / computed.N, "M/N that was used"),
+            log_N=_labelled(np.log(computed.N), "natural logarithm of N"),
+        )
+    )
+
+
+def _computed(dataset: xr.Dataset, is_done: xr.DataArray, recipe: Recipe) -> xr.Dataset:
+    """Blank what is of cells that are not done; types and attributes stay."""
+    blanked = {}
+    for name, variable in cell_variables(recipe).items():
+        if name == "status":
+            continue
+        values = dataset[name]
+        # Chunked alike, or every mask would be a copy as large as the variable.
+        mask = is_done.chunk({dim: values.chunksizes[dim] for dim in is_done.dims})
+        fill = values.dtype.type(variable.fill)
+        blanked[name] = values.where(mask, fill).assign_attrs(values.attrs)
+    return dataset.assign(blanked)
+
+
+def _labelled(values: xr.DataArray, long_name: str) -> xr.DataArray:
+    return values.assign_attrs({"long_name": long_name, "units": "1"})
+
+
+def _check_labels(dataset: xr.Dataset, sweep: Sweep) -> None:
+    """Refuse labels that are not the sweep's: Zarr reads a chunk that is gone as zeros."""
+    grid, recipe = sweep.grid, sweep.recipe
+    labels: dict[str, npt.ArrayLike] = {
+        "alpha": grid.alpha,
+        "N": grid.N,
+        "seed": grid.seed,
+        "start": grid.start,
+        "time": recipe.times,
+        "measurements": [[measurements(alpha, N) for N in grid.N] for alpha in grid.alpha],
+    }
+    if recipe.modes:
+        labels["mode"] = np.arange(recipe.modes)
+    for name, values in labels.items():
+        if not np.array_equal(dataset[name].values, values):
+            raise ValueError(f"those on the disk differ in {name}")
