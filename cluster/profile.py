@@ -124,6 +124,19 @@ class SizeClass(_Table):
     walltime: Annotated[int, BeforeValidator(_seconds)]
 
 
+class Driver(_Table):
+    """What the job of a submitted driver asks for.
+
+    Attributes
+    ----------
+    memory, walltime : int
+        As of a `SizeClass`. Before its walltime the driver goes back into the queue, and resumes.
+    """
+
+    memory: Annotated[int, BeforeValidator(_bytes)]
+    walltime: Annotated[int, BeforeValidator(_seconds)]
+
+
 class Profile(_Table):
     """Where workers run, and what a job of each size asks for.
 
@@ -155,6 +168,8 @@ class Profile(_Table):
         The interpreter of the workers.
     early_deaths : int
         How many jobs may die young before the run is stopped, >= 1; see `launch.Cluster.check`.
+    driver : Driver or None
+        Required by `alphasweep submit`.
     classes : tuple of SizeClass
         Ascending in `up_to_N`, at least one.
 
@@ -176,6 +191,7 @@ class Profile(_Table):
     tls: bool = True
     python: _Path = Path(sys.executable)
     early_deaths: int = Field(default=5, ge=1)
+    driver: Driver | None = None
     classes: Annotated[tuple[SizeClass, ...], BeforeValidator(_tuple), Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -246,7 +262,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
         if kind == "missing":
             text = "required, but missing"
         elif kind == "extra_forbidden":
-            model = SizeClass if section else Profile
+            model = SizeClass if section else Driver if place[0] == "driver" else Profile
             text = f"unknown key; allowed: {', '.join(model.model_fields)}"
         else:
             rule = item["msg"].removeprefix("Value error, ")
@@ -303,6 +319,11 @@ prologue = [
 # extra_directives = ["{directive}"]
 # skip_directives = ["--mem="]       # header lines that this queue does not accept
 # early_deaths = 5                   # so many jobs may die young before the run stops
+
+# What the driver's own job asks for, if it is submitted: alphasweep submit SWEEP --on THIS_FILE
+# [driver]
+# memory = "2 GB"
+# walltime = "24:00:00"        # it goes back into the queue before, until all is done
 
 # What a job asks for, by the size N of its parts; `alphasweep plan SWEEP --on THIS_FILE` says what
 # they need. Memory and walltime have no default. Walltimes are whole minutes.

@@ -21,8 +21,6 @@ def driver_script(
     profile: Profile,
     command: list[str],
     *,
-    walltime: int,
-    memory: int,
     log: Path,
     job_name: str,
     notice: int = 120,
@@ -36,13 +34,10 @@ def driver_script(
     Parameters
     ----------
     profile : Profile
-        Of kind "slurm": partition, account, prologue, and directives are those of the workers.
+        Of kind "slurm", with a [driver]: partition, account, prologue, and directives are those of
+        the workers.
     command : list of str
         The driver and its arguments.
-    walltime : int
-        In seconds, whole minutes.
-    memory : int
-        In bytes.
     log : Path
         Of all generations of the job, one after the other.
     job_name : str
@@ -53,13 +48,19 @@ def driver_script(
     Raises
     ------
     ClusterError
-        If the profile is of another queue.
+        If the profile is of another queue, or has no [driver].
     """
     if profile.kind != "slurm":
         raise ClusterError(
             f'the driver can be a job of SLURM only; the profile has kind = "{profile.kind}": use '
             "`alphasweep run` on a machine that stays up."
         )
+    if profile.driver is None:
+        raise ClusterError(
+            "a profile must have a [driver] with the memory and walltime of the driver's own job; "
+            "got none: add it, as in the file that `alphasweep init --cluster slurm` writes."
+        )
+    walltime, memory = profile.driver.walltime, profile.driver.memory
     directives = [
         f"-J {job_name}",
         f"-o {log}",

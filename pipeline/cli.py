@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psutil
 import typer
 
 from pipeline import terminal
 from pipeline.dataset import DONE, FAILED
-from pipeline.plan import SECONDS_PER_PART, Plan, calibrate, make_plan
+from pipeline.plan import MARGIN, SECONDS_PER_PART, Plan, calibrate, make_plan
 from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
 from pipeline.store import Store, StoreError, Writer, wider_sweep
 from pipeline.terminal import say
+
+if TYPE_CHECKING:  # distributed takes a second to load
+    from distributed import Client
+
+    from cluster.crew import Crew
+    from pipeline.drive import Lane
+
+_SECONDS_PER_PART_QUEUED = 60.0
+_REQUEUE_STATUS = 75  # EX_TEMPFAIL; cluster.submit's script then puts the job back
+# What has to be the same on driver and workers, or numbers or messages would not be.
+_SAME_VERSIONS = ("alphasweep", "numpy", "scipy", "distributed", "dask", "cloudpickle")
+_SAME_FILES = ("kernels", "pipeline")
 
 app = typer.Typer(
     help="Gradient descent on phase retrieval over a grid (alpha, N, seed), and its log N "
@@ -44,9 +59,15 @@ WorkersOption = Annotated[
 ]
 StoreArgument = Annotated[Path, typer.Argument(help="A store, for instance laptop.zarr.")]
 PartOption = Annotated[
-    float, typer.Option("--part-seconds", min=0.01, help="How long one part should take.")
+    float | None,
+    typer.Option(
+        "--part-seconds", min=0.01, help="How long a part should take. Default: 5; 60 in a queue."
+    ),
 ]
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Compute failed cells again.")]
+OnOption = Annotated[
+    Path | None, typer.Option("--on", help="A cluster file: where the workers run.")
+]
 MixOption = Annotated[
     bool,
     typer.Option("--other-numbers", help="Go on with code that gives other numbers, and mix them."),
@@ -55,44 +76,124 @@ MixOption = Annotated[
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("sweep.toml"),
+    path: Annotated[Path | None, typer.Argument(help="The file to write.")] = None,
+    cluster: Annotated[
+        str, typer.Option(help="Write a cluster file instead, for this queue, for instance slurm.")
+    ] = "",
 ) -> None:
-    """Write a commented sweep file to start from."""
-    try:
-        with path.open("x") as file:
-            file.write(template().replace('name = "laptop"', f"name = {json.dumps(path.stem)}"))
-    except FileExistsError:
-        _fail(f"{path} exists already, and is left as it is: choose another name.")
-    except OSError as error:
-        _fail(f"{path} cannot be written: {error.strerror}.")
-    say(f"Wrote {path}. Edit it, then: alphasweep plan {path}")
+    """Write a commented sweep file, or cluster file, to start from."""
+    path = path or Path(f"{cluster or 'sweep'}.toml")
+    with _reported_errors():
+        if cluster:
+            from cluster import profile
+
+            text, then = profile.template(cluster), f"alphasweep plan SWEEP --on {path}"
+        else:
+            text = template().replace('name = "laptop"', f"name = {json.dumps(path.stem)}")
+            then = f"alphasweep plan {path}"
+        try:
+            with path.open("x") as file:
+                file.write(text)
+        except FileExistsError:
+            _fail(f"{path} exists already, and is left as it is: choose another name.")
+    say(f"Wrote {path}. Edit it, then: {then}")
 
 
 @app.command()
 def plan(
     sweep: SweepArgument,
     store: StoreOption = None,
-    part_seconds: PartOption = SECONDS_PER_PART,
+    on: OnOption = None,
+    part_seconds: PartOption = None,
     retry_failed: RetryOption = False,
 ) -> None:
     """Show what a run would do and cost, without running it."""
     wanted, place = _sweep_and_store(sweep, store)
     with _reported_errors():
-        terminal.show_plan(wanted, _plan(wanted, place, part_seconds, retry_failed))
+        todo = _plan(wanted, place, _part_seconds(part_seconds, on), retry_failed)
+        terminal.show_plan(wanted, todo)
+        if on:
+            _show_jobs(_Placement(on, todo), place)
 
 
 @app.command()
 def run(
     sweep: SweepArgument,
     store: StoreOption = None,
+    on: OnOption = None,
     workers: WorkersOption = None,
-    part_seconds: PartOption = SECONDS_PER_PART,
+    part_seconds: PartOption = None,
     retry_failed: RetryOption = False,
     other_numbers: MixOption = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for another driver of the store to end or die.")
+    ] = False,
 ) -> None:
     """Compute what is missing, then draw the figures. Running again resumes."""
     wanted, place = _sweep_and_store(sweep, store)
-    _run(wanted, place, workers, part_seconds, retry_failed, other_numbers)
+    seconds = _part_seconds(part_seconds, on)
+    with _reported_errors(), _signals():
+        with place.lock(wait=wait) as writer:
+            writer.prepare(wanted, mix=other_numbers)
+            todo = _plan(wanted, place, seconds, retry_failed)
+            if any(todo.parts.values()):
+                _compute(wanted, writer, todo, workers, on)
+        _conclude(place)
+
+
+@app.command()
+def submit(
+    sweep: SweepArgument,
+    on: Annotated[Path, typer.Option("--on", help="A cluster file of SLURM.")],
+    store: StoreOption = None,
+    part_seconds: PartOption = None,
+    retry_failed: RetryOption = False,
+    other_numbers: MixOption = False,
+) -> None:
+    """Let the driver itself be a job of SLURM, which resumes until all is done."""
+    from cluster.submit import driver_script
+    from cluster.submit import submit as submit_job
+
+    wanted, place = _sweep_and_store(sweep, store)
+    seconds = _part_seconds(part_seconds, on)
+    with _reported_errors():
+        placement = _Placement(on, _plan(wanted, place, seconds, retry_failed))
+        with place.lock() as writer:
+            writer.prepare(wanted, mix=other_numbers)
+        command = [sys.executable, "-m", "pipeline.cli", "run", str(place.path), "--wait"]
+        command += ["--on", str(on.absolute()), "--part-seconds", str(seconds)]
+        command += ["--retry-failed"] * retry_failed + ["--other-numbers"] * other_numbers
+        log = place.control / "driver.log"
+        script = driver_script(placement.profile, command, log=log, job_name=_driver_name(place))
+        job = submit_job(script)
+    say(
+        f"Submitted the driver of {place.path} as job {job}; its log: {log}\n"
+        f"See how it goes:  alphasweep status {place.path} --watch\n"
+        f"Stop it:          alphasweep cancel {place.path}"
+    )
+
+
+@app.command()
+def cancel(store: StoreArgument) -> None:
+    """End the driver of a store and its workers; what was finished is kept."""
+    from cluster import slurm
+    from cluster.launch import end
+
+    place = Store(store)
+    with _reported_errors():
+        place.sweep()
+        queued = shutil.which("scancel") is not None
+        name, pid = _driver_name(place), place.holder_here()
+        if queued and slurm.listed(name=name):
+            slurm.cancel(name=name)
+        elif pid:
+            os.kill(pid, signal.SIGTERM)
+        elif place.holder():
+            _fail(f"{place.holder()} drives {place.path}, and is no job of SLURM: stop it there.")
+        with place.lock(wait=True) as writer:
+            end(_run_directory(place), queued=queued)
+            writer.collect()
+    terminal.show_status(_status(place))
 
 
 @app.command()
@@ -101,15 +202,15 @@ def extend(
     alpha: Annotated[str, typer.Option(help="More values, for instance 3.1,3.2")] = "",
     N: Annotated[str, typer.Option("--N", help="More values, for instance 1024")] = "",
     seed: Annotated[str, typer.Option(help="More values, for instance 0:64 (0 to 63)")] = "",
-    workers: WorkersOption = None,
-    part_seconds: PartOption = SECONDS_PER_PART,
     other_numbers: MixOption = False,
 ) -> None:
-    """Add values to the axes of a store, anywhere, and compute what is missing."""
+    """Add values to the axes of a store, anywhere; `run STORE` then computes them."""
     place = Store(store)
-    with _reported_errors():
-        wanted = widened(place.sweep(), {"alpha": alpha, "N": N, "seed": seed})
-    _run(wanted, place, workers, part_seconds, False, other_numbers)
+    with _reported_errors(), place.lock() as writer:
+        before = place.sweep()
+        wanted = widened(before, {"alpha": alpha, "N": N, "seed": seed})
+        writer.prepare(wanted, mix=other_numbers)
+    say(f"{wanted.cells - before.cells:,} cells were added. Compute them: alphasweep run {store}")
 
 
 @app.command()
@@ -122,10 +223,16 @@ def status(
     history: Annotated[
         bool, typer.Option("--history", help="List runs, extensions and code versions.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every few seconds.")
+    ] = False,
 ) -> None:
     """Say how far a sweep is; also while it runs, from another terminal."""
     place = Store(store)
     with _reported_errors():
+        if watch:
+            terminal.watch(lambda: _status(place))
+            return
         found = _status(place)
         if failures:
             found["failures"] = place.failures()
@@ -154,18 +261,6 @@ def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
     return sweep, Store(store or f"{sweep.name}.zarr")
 
 
-def _run(
-    sweep: Sweep, store: Store, workers: int | None, seconds: float, retry_failed: bool, mix: bool
-) -> None:
-    with _reported_errors(), _terminated_as_interrupted():
-        with store.lock() as writer:
-            writer.prepare(sweep, mix=mix)
-            todo = _plan(sweep, store, seconds, retry_failed)
-            if any(todo.parts.values()):
-                _compute(sweep, writer, todo, workers)
-        _conclude(store)
-
-
 def _plan(sweep: Sweep, store: Store, seconds: float, retry_failed: bool) -> Plan:
     there = store if store.exists() else None
     if there:
@@ -174,29 +269,181 @@ def _plan(sweep: Sweep, store: Store, seconds: float, retry_failed: bool) -> Pla
     return make_plan(sweep, model, there, seconds_per_part=seconds, retry_failed=retry_failed)
 
 
-def _compute(sweep: Sweep, writer: Writer, todo: Plan, workers: int | None) -> None:
-    from cluster.launch import local  # distributed takes a second to load: only when it is needed
-    from pipeline.drive import Lane, drive
+def _part_seconds(asked: float | None, on: Path | None) -> float:
+    # A worker of a queue is minutes old before it computes, and its driver has hundreds of them.
+    return asked or (_SECONDS_PER_PART_QUEUED if on else SECONDS_PER_PART)
 
-    number = _workers(todo, workers)
-    say(
-        f"{sweep.name}: {sum(todo.missing.values()):,} cells to compute on {number} workers, at "
-        f"most {terminal.duration(sum(todo.seconds.values()) / number)}; {todo.done:,} of "
-        f"{todo.cells:,} are done."
+
+class _Placement:
+    """Which class of a profile computes which N, and with how many jobs.
+
+    Raises ClusterError or ProfileError, naming what does not fit, before anything is submitted.
+    """
+
+    def __init__(self, path: Path, todo: Plan) -> None:
+        from cluster.profile import ProfileError
+        from cluster.profile import load as load_profile
+
+        self.profile = load_profile(path)
+        self.todo = todo
+        self.sizes: dict[str, list[int]] = {}
+        problems = []
+        for N, parts in todo.parts.items():
+            if not parts:
+                continue
+            size = self.profile.class_for(N)
+            self.sizes.setdefault(size.name, []).append(N)
+            where = f"profile file {path}, class {size.name}"
+            longest = MARGIN * todo.longest[N]
+            if todo.bytes[N] > size.memory:
+                problems.append(
+                    f"{where}: memory must be at least {terminal.size(todo.bytes[N])}, which N = "
+                    f"{N} takes; got {terminal.size(size.memory)}."
+                )
+            if longest > size.walltime:
+                problems.append(
+                    f"{where}: walltime must be at least {terminal.duration(longest)}, {MARGIN} "
+                    f"times the longest part of N = {N}; got {terminal.duration(size.walltime)}: "
+                    "raise it, or lower --part-seconds."
+                )
+        if len(self.sizes) > self.profile.jobs:
+            problems.append(
+                f"profile file {path}, jobs: must be at least {len(self.sizes)}, one for each "
+                f"class in use; got {self.profile.jobs}."
+            )
+        if problems:
+            raise ProfileError(problems)
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """How many jobs each class starts with: as its share of the work, at least one."""
+        seconds = {name: self.seconds(name) for name in self.sizes}
+        free = self.profile.jobs - len(seconds)
+        shares = {name: int(free * s / sum(seconds.values())) for name, s in seconds.items()}
+        return {name: min(1 + share, self.parts(name)) for name, share in shares.items()}
+
+    def seconds(self, name: str) -> float:
+        """Predicted core-seconds of a class."""
+        return sum(self.todo.seconds[N] for N in self.sizes[name])
+
+    def parts(self, name: str) -> int:
+        """Parts of a class."""
+        return sum(self.todo.parts[N] for N in self.sizes[name])
+
+
+def _show_jobs(placement: _Placement, store: Store) -> None:
+    from cluster.launch import job_script
+
+    profile = placement.profile
+    terminal.show_classes(
+        [
+            (
+                size.name,
+                ", ".join(map(str, placement.sizes[size.name])),
+                placement.jobs[size.name],
+                placement.parts(size.name),
+                placement.seconds(size.name),
+                max(placement.todo.longest[N] for N in placement.sizes[size.name]),
+                size.walltime,
+                max(placement.todo.bytes[N] for N in placement.sizes[size.name]),
+                size.memory,
+            )
+            for size in profile.classes
+            if size.name in placement.sizes
+        ]
     )
+    say("N goes to the smallest class whose up_to_N holds it.")
+    if profile.kind != "local":
+        for size in profile.classes:
+            if size.name in placement.sizes:
+                say(f"\nThe script of a job of class {size.name}:\n")
+                say(job_script(profile, size, run_directory=_run_directory(store)))
+
+
+def _run_directory(store: Store) -> Path:
+    return store.control / "cluster"
+
+
+def _driver_name(store: Store) -> str:
+    from cluster.launch import job_name
+
+    return f"{job_name(_run_directory(store))}-driver"
+
+
+def _compute(
+    sweep: Sweep, writer: Writer, todo: Plan, workers: int | None, on: Path | None
+) -> None:
+    from pipeline.drive import drive  # distributed takes a second to load
+
+    say(
+        f"{sweep.name}: {sum(todo.missing.values()):,} cells to compute, at most "
+        f"{sum(todo.seconds.values()) / 3600:.3g} core-hours; {todo.done:,} of {todo.cells:,} are "
+        "done."
+    )
+    crew = _queue(writer.store, todo, on) if on else _this_machine(todo, workers)
     try:
-        with local(number) as client, terminal.progress(todo) as watch:
-            lane = Lane(client, sweep.grid.N, lambda: number)
-            end = drive(sweep, writer, todo, [lane], watch=watch)
+        with crew as (lanes, workforce), terminal.progress(todo) as watch:
+            end = drive(sweep, writer, todo, lanes, watch=watch, workforce=workforce)
     except KeyboardInterrupt:
         with suppress(OSError, StoreError):  # the parts stay, and the next run commits them
             writer.collect()
         raise
-    busy = end.kernel_seconds / (number * end.elapsed) if end.elapsed else 0.0
-    say(
-        f"{end.cells_now:,} cells in {terminal.duration(end.elapsed)}, workers busy in the "
-        f"kernels for {busy:.0%} of it."
-    )
+    terminal.show_cost(end, todo)
+
+
+@contextmanager
+def _this_machine(todo: Plan, workers: int | None) -> Iterator[tuple[list[Lane], None]]:
+    from cluster.launch import local
+    from pipeline.drive import Lane
+
+    number = _workers(todo, workers)
+    say(f"{number} workers on this machine")
+    with local(number) as client:
+        yield [Lane(client, tuple(todo.parts), lambda: number)], None
+
+
+@contextmanager
+def _queue(store: Store, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Crew]]:
+    from cluster.crew import Crew
+    from cluster.launch import launch
+    from cluster.preflight import preflight, versions
+    from pipeline.drive import Lane
+
+    placement = _Placement(on, todo)
+    profile, jobs = placement.profile, placement.jobs
+    memory = {size.name: size.memory for size in profile.classes}
+    expected = versions(_SAME_VERSIONS)
+
+    def examine(size_class: str, client: Client) -> list[str]:
+        return preflight(
+            client,
+            expected=expected,
+            files=_SAME_FILES,
+            token_directory=store.control,
+            memory=memory[size_class] if profile.kind != "local" else 0,
+        )
+
+    with launch(profile, jobs, run_directory=_run_directory(store)) as cluster:
+        for name, number in jobs.items():
+            say(f"{number} jobs of class {name} submitted to {profile.kind}")
+        for name, page in cluster.dashboards.items():
+            port = page.split(":")[2].split("/")[0]
+            host = socket.gethostname()
+            tunnel = f"ssh -L {port}:127.0.0.1:{port} {host}"
+            say(f"dashboard of {name}: {page} (from elsewhere: {tunnel})")
+        crew = Crew(cluster, jobs, examine)
+        yield (
+            [
+                Lane(
+                    cluster.client(name),
+                    tuple(sizes),
+                    partial(crew.workers, name),
+                    partial(crew.want, name),
+                )
+                for name, sizes in placement.sizes.items()
+            ],
+            crew,
+        )
 
 
 def _workers(todo: Plan, asked: int | None) -> int:
@@ -230,8 +477,19 @@ def _status(store: Store) -> dict[str, Any]:
         "rate": float(said.get("rate", 0.0)),
         "seconds_left": left,
         "driver": holder,
+        "cluster": said.get("cluster", {}),
+        "core_hours_used": sum(c["core_seconds"] for c in said.get("cluster", {}).values()) / 3600,
+        "core_hours_left": (predicted - begun) / 3600,
+        "efficiency": _efficiency(said),
         "errors": [f"{failure['part']}: {failure['error']}" for failure in store.failures()],
     }
+
+
+def _efficiency(said: dict[str, Any]) -> float | None:
+    """Kernel seconds over the core-seconds that were held for them."""
+    held = sum(c["core_seconds"] for c in said.get("cluster", {}).values())
+    held = held or said.get("workers", 0) * said.get("elapsed", 0.0)
+    return said["kernel_seconds"] / held if held else None
 
 
 def _conclude(store: Store) -> None:
@@ -259,6 +517,10 @@ def _conclude(store: Store) -> None:
         _fail(f"{failed} cells failed; alphasweep status {store.path} --failures says why.")
 
 
+class _Requeue(KeyboardInterrupt):
+    """The driver's own job is about to end: stop, and say that there is more to do."""
+
+
 @contextmanager
 def _reported_errors() -> Iterator[None]:
     try:
@@ -267,24 +529,37 @@ def _reported_errors() -> Iterator[None]:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'the store'} must be writable; got: {error.strerror or error}.")
+    except _Requeue:
+        say("Stopped before the end of this job. What was finished is kept; the next one goes on.")
+        raise typer.Exit(_REQUEUE_STATUS) from None
     except KeyboardInterrupt:
         say("Stopped. What was finished is kept; run again to go on.")
-        sys.stdout.flush()
         raise typer.Exit(130) from None
+    except (RuntimeError, ValueError) as error:
+        # The cluster's own, looked up without importing it: it may not have been needed.
+        if type(error).__module__.partition(".")[0] != "cluster":
+            raise
+        _fail(str(error))
+    finally:
+        sys.stdout.flush()
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C."""
+def _signals() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, and SIGUSR1 as the end of this driver's job."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def requeue(*_: object) -> NoReturn:
+        raise _Requeue
+
+    before = signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGUSR1, requeue)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGUSR1, before[1])
 
 
 def _fail(message: str) -> NoReturn:

@@ -21,13 +21,12 @@ from distributed.scheduler import KilledWorker
 
 from pipeline.graph import NoTimeLeftError, part_of, submit_part
 from pipeline.part import Part
-from pipeline.plan import Plan, Work
+from pipeline.plan import MARGIN, Plan, Work
 from pipeline.spec import Sweep
 from pipeline.store import Block, Failure, StoreError, Writer
 
 ATTEMPTS = 3
 TIMEOUTS = 3
-MARGIN = 1.5  # a part may take so much longer than predicted before its worker's walltime
 _IN_FLIGHT_PER_WORKER = 3
 _TICK_SECONDS = 1.0
 _NOT_THE_PARTS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "COMPLETED", "")
@@ -50,6 +49,7 @@ class Progress:
     runs_now: int = 0
     elapsed: float = 0.0
     kernel_seconds: float = 0.0
+    core_seconds: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -218,8 +218,10 @@ class _Run:
         progress.elapsed = time.monotonic() - self._began
         progress.running = sum(len(p.seeds) for lane in self._traffic for p in lane.running)
         progress.workers = sum(traffic.lane.workers() for traffic in self._traffic)
-        cluster = {"cluster": self._workforce.state()} if self._workforce else {}
-        self._writer.say(**asdict(progress), rate=progress.rate, **cluster)
+        cluster = self._workforce.state() if self._workforce else {}
+        held = (state["core_seconds"] for state in cluster.values())
+        progress.core_seconds = sum(held) if cluster else progress.workers * progress.elapsed
+        self._writer.say(**asdict(progress), rate=progress.rate, cluster=cluster)
         self._watch(progress)
 
     def _fill(self, traffic: _Traffic) -> None:

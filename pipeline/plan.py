@@ -23,6 +23,7 @@ from pipeline.spec import Recipe, Sweep, measurements
 from pipeline.store import Block, Store, wider_sweep
 
 SECONDS_PER_PART = 5.0
+MARGIN = 1.5  # a part may take so much longer than predicted
 _CALIBRATION_N = (64, 256, 1024)
 _CALIBRATION_SECONDS = 1.0
 _DRAW_SECONDS = 1e-8  # a normal variate

@@ -188,12 +188,23 @@ class Store:
             return None
         return _describe(lease)
 
+    def holder_here(self) -> int | None:
+        """Return the process that drives the store, if it is one of this machine."""
+        owner = self._lease().owner
+        local = owner is not None and owner.hostname == socket.gethostname()
+        return owner.pid if owner and local and psutil.pid_exists(owner.pid) else None
+
     @contextmanager
-    def lock(self) -> Iterator[Writer]:
+    def lock(self, *, wait: bool = False) -> Iterator[Writer]:
         """Hold the store as its only writer.
 
         A dead driver on this host is taken over at once; one on another host, or one that is
         stopped, after it gave no sign of life for `LEASE_SECONDS`.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait for another driver to end, or to die, instead of raising.
 
         Raises
         ------
@@ -206,6 +217,7 @@ class Store:
         try:
             # Who seems dead has to be watched for as long as a lease lasts before it is taken over.
             patience = 1.5 * LEASE_SECONDS if self._silence() > LEASE_SECONDS else 0
+            patience = -1 if wait else patience
             lease.acquire(timeout=patience)
         except filelock.Timeout:
             raise StoreError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # distributed takes a second to load
     from pipeline.drive import Progress as Where
 
 _PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
+_WATCH_SECONDS = 3.0
 _ERRORS = 10  # failed cells that are listed without being asked for
 
 console = Console()
@@ -146,7 +148,62 @@ def show_status(found: Mapping[str, Any]) -> None:
     if not found["driver"]:
         return
     left = f", about {duration(found['seconds_left'])} left" if found["seconds_left"] else ""
-    say(f"driven by {found['driver']}: {60 * found['rate']:.3g} cells a minute{left}")
+    efficiency = f", efficiency {found['efficiency']:.0%}" if found["efficiency"] else ""
+    say(f"driven by {found['driver']}: {60 * found['rate']:.3g} cells a minute{left}{efficiency}")
+    for name, state in found["cluster"].items():
+        why = ", ".join(f"{number} {reason}" for reason, number in state["reasons"].items())
+        say(
+            f"class {name}: {state['workers']} workers; jobs: {state['running']} running, "
+            f"{state['pending']} pending{f' ({why})' if why else ''}, {state['died']} died"
+        )
+    if found["cluster"]:
+        say(
+            f"{found['core_hours_used']:.3g} core-hours used, at most "
+            f"{found['core_hours_left']:.3g} left"
+        )
+
+
+def show_classes(
+    rows: Sequence[tuple[str, str, int, int, float, float, float, float, float]],
+) -> None:
+    """Print what each class of jobs computes, beside what its jobs ask for."""
+    table = Table(title="jobs", title_justify="left")
+    for column in ("class", "N", "jobs", "parts", "core-hours, at most", "longest part", "memory"):
+        table.add_column(column, justify="right")
+    for name, sizes, jobs, parts, seconds, longest, walltime, peak, memory in rows:
+        table.add_row(
+            name,
+            sizes,
+            str(jobs),
+            f"{parts:,}",
+            f"{seconds / 3600:.3g}",
+            f"{duration(longest)} of {duration(walltime)}",
+            f"{size(peak)} of {size(memory)}",
+        )
+    console.print(table)
+
+
+def show_cost(end: Where, plan: Plan) -> None:
+    """Print what a run cost, against its plan."""
+    held = end.core_seconds
+    efficiency = end.kernel_seconds / held if held else 0.0
+    say(
+        f"{end.cells_now:,} cells in {duration(end.elapsed)} for {held / 3600:.3g} core-hours "
+        f"(planned: at most {sum(plan.seconds.values()) / 3600:.3g}), {efficiency:.0%} of them in "
+        "the kernels."
+    )
+
+
+def watch(look: Callable[[], Mapping[str, Any]]) -> None:
+    """Show a status again and again, until all is done or Ctrl-C."""
+    while True:
+        found = look()
+        if console.is_terminal:
+            console.clear()
+        show_status(found)
+        if not found["driver"] or not found["missing"] + found["running"]:
+            return
+        time.sleep(_WATCH_SECONDS)
 
 
 def duration(seconds: float) -> str:

@@ -144,12 +144,12 @@ def test_an_edited_file_extends_its_store(here: Path) -> None:
 
 
 def test_extend_is_an_edited_file(here: Path) -> None:
-    """`extend` adds values on all axes to a store, and computes them; the store stays whole."""
-    alphasweep("run", "tiny.toml")
-    done = alphasweep(
-        "extend", "tiny.zarr", "--alpha", "2.5,5", "--N", "10", "--seed", "0:5", "--workers", "2"
-    )
-    assert done.returncode == 0, done.stderr
+    """`extend` adds values on all axes to a store, and `run STORE` computes them."""
+    fill(Store("tiny.zarr"), load("tiny.toml"), parts_of(load("tiny.toml"), 4))
+    added = alphasweep("extend", "tiny.zarr", "--alpha", "2.5,5", "--N", "10", "--seed", "0:5")
+    assert added.returncode == 0, added.stderr
+    assert "51 cells were added. Compute them: alphasweep run tiny.zarr" in added.stdout
+    done = alphasweep("run", "tiny.zarr")
     assert "51 cells to compute" in done.stdout
     text = TINY.replace("[2.0, 3.0, 4.0]", "[2.0, 2.5, 3.0, 4.0, 5.0]").replace(
         "[8, 12]", "[8, 10, 12]"

@@ -20,12 +20,12 @@ SIZE = {"name": "one", "up_to_N": 100, "memory": "2 GB", "walltime": "1h"}
 
 def script(folder: Path, code: str, **changes: Any) -> str:
     """Return the script of a driver that runs Python code."""
-    profile = Profile.model_validate({"kind": "slurm", "jobs": 1, "classes": [SIZE]} | changes)
+    driver = {"memory": "2 GB", "walltime": "2h"}
+    keys = {"kind": "slurm", "jobs": 1, "driver": driver, "classes": [SIZE]} | changes
+    profile = Profile.model_validate(keys)
     return driver_script(
         profile,
         [sys.executable, "-c", code],
-        walltime=7200,
-        memory=2_000_000_000,
         log=folder / "driver.log",
         job_name="driver",
         notice=90,

@@ -30,10 +30,8 @@ if len(runs.read_text()) < 3:
 def script(folder: Path, arguments: list[str]) -> str:
     """Return the job of a driver that is told to stop twice, and is through in its third run."""
     return driver_script(
-        profile(),
+        profile(driver={"memory": "200 MB", "walltime": "2 min"}),
         [sys.executable, "-c", DRIVER, *arguments],
-        walltime=120,
-        memory=200_000_000,
         log=folder / "log",
         job_name="driver",
     )
