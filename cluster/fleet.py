@@ -97,6 +97,7 @@ class Fleet:
 
     def state(self) -> dict[str, Any]:
         """See `launch.Cluster.state`."""
+        since = time.monotonic() - self._looked
         return {
             "wanted": self.jobs,
             "pending": self._pending.total(),
@@ -104,7 +105,7 @@ class Fleet:
             "running": self._running,
             "workers": len(self.scheduler.workers),
             "died": len(self.deaths),
-            "core_seconds": self._core_seconds,
+            "core_seconds": self._core_seconds + self._running * self.size.cores * since,
         }
 
     def _count(self, *, running: int, pending: Counter[str]) -> None:

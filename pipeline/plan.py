@@ -24,9 +24,10 @@ from pipeline.store import Block, Store, wider_sweep
 
 SECONDS_PER_PART = 5.0
 MARGIN = 1.5  # a part may take so much longer than predicted
-_CALIBRATION_N = (64, 256, 1024)
+_CALIBRATION_N = (16, 64, 256, 1024)
 _CALIBRATION_SECONDS = 1.0
 _DRAW_SECONDS = 1e-8  # a normal variate
+_RECORD_SECONDS = 1e-3  # what NumPy's calls take at a record, however small the problem
 _THEORY_SECONDS = 1e-7  # edge and outlier, a sample and start
 _PRODUCT_SECONDS = 2e-10  # a multiply-add of ARPACK's products with X, bound by memory
 _ARPACK_PRODUCTS = 300
@@ -67,7 +68,7 @@ class CostModel:
         M, R = measurements(alpha, N), len(recipe.start)
         per_flop = np.interp(np.log(N), np.log(_CALIBRATION_N), self.flop_seconds)
         descent = recipe.steps[-1] * 4 * M * N * R * per_flop
-        theory = len(recipe.steps) * M * R * _THEORY_SECONDS
+        theory = len(recipe.steps) * (_RECORD_SECONDS + M * R * _THEORY_SECONDS)
         products = min(N, _ARPACK_PRODUCTS) * 2 * M * N * _PRODUCT_SECONDS
         probes = len(recipe.probe_steps) * products
         return float(M * N * _DRAW_SECONDS + descent + theory + probes)

@@ -25,7 +25,7 @@ from pipeline.spec import Recipe
 from pipeline.store import Store, StoreError
 from tests.conftest import bits, tiny
 
-MODEL = CostModel(np.full(3, 1e-9), 1.0, {})
+MODEL = CostModel(np.full(4, 1e-9), 1.0, {})
 BAD = Part(2.0, 8, 1, 1)
 
 

@@ -16,7 +16,7 @@ from pipeline.spec import Sweep, load
 from pipeline.store import Block, Failure, Store, hand_in
 from tests.conftest import fill, tiny
 
-MODEL = CostModel(np.full(3, 1e-9), 1.0, {})
+MODEL = CostModel(np.full(4, 1e-9), 1.0, {})
 
 
 def cells(plan: Plan) -> Counter[tuple[float, int, int]]:

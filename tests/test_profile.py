@@ -46,7 +46,7 @@ def test_template_is_valid(kind: str, tmp_path: Path) -> None:
     """The file that is written to start from is a profile, also with its examples made keys."""
     (tmp_path / "p.toml").write_text(template(kind))
     assert load(tmp_path / "p.toml").kind == kind
-    examples = re.sub(r"^# (\w+ = )", r"\1", template(kind), flags=re.MULTILINE)
+    examples = re.sub(r"^# (\w+ = |\[)", r"\1", template(kind), flags=re.MULTILINE)
     (tmp_path / "p.toml").write_text(examples)
     assert load(tmp_path / "p.toml").account == "my-project"
 

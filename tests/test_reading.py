@@ -34,8 +34,8 @@ def test_numbers_are_those_of_plain_xarray(full: Store) -> None:
 def test_it_is_lazy_and_labelled(full: Store) -> None:
     """What is large stays on the disk, in the store's chunks; everything says what it is."""
     dataset = open_sweep(full.path)
-    for name in set(cell_variables(tiny().recipe)) - {"status"}:
-        assert dataset[name].chunks == xr.open_zarr(full.path)[name].chunks, name
+    for kept in set(cell_variables(tiny().recipe)) - {"status"}:
+        assert dataset[kept].chunks == xr.open_zarr(full.path)[kept].chunks, kept
     for derived in ("is_recovered", "abs_overlap"):
         assert dataset[derived].chunks is not None
     for name, variable in dataset.variables.items():
