@@ -43,7 +43,7 @@ def open_sweep(path: str | Path) -> xr.Dataset:
     Raises
     ------
     StoreError
-        If there is no sweep at the path, or its coordinates are not those of its sweep.
+        If there is no sweep at the path, or its status or coordinates are damaged.
     """
     store = Store(path)
     attributes = store.attributes()
@@ -52,13 +52,13 @@ def open_sweep(path: str | Path) -> xr.Dataset:
         dataset = cast(xr.Dataset, xr.open_zarr(store.path, chunks=None))
         sweep = Sweep.from_document(dataset.attrs["sweep"])
         _check_labels(dataset, sweep)
+        # Before anything else: what is done here is whole on the disk.
+        is_done = dataset.status.load() == DONE
     except (ValueError, KeyError) as error:  # of Zarr, for a damaged chunk; or of _check_labels
         raise StoreError(
-            f"store {store.path} must have the coordinates of its sweep; {error}: see "
-            f"alphasweep verify {store.path}"
+            f"store {store.path} must have the status and coordinates of its sweep; {error}: "
+            f"see alphasweep verify {store.path}."
         ) from None
-    # Before anything else: what is done here is whole on the disk.
-    is_done = dataset.status.load() == DONE
     blocks = {"alpha": 1, "N": 1, "seed": attributes["seeds_per_chunk"]}
     computed = _computed(dataset, is_done, sweep.recipe, blocks)
     masks = {
