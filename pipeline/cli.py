@@ -19,6 +19,7 @@ import typer
 
 from pipeline import terminal
 from pipeline.dataset import DONE, FAILED
+from pipeline.files import replace_text
 from pipeline.plan import MARGIN, SECONDS_PER_PART, Plan, calibrate, make_plan
 from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
 from pipeline.store import Store, StoreError, Writer, wider_sweep
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # distributed takes a second to load
     from pipeline.drive import Lane
 
 _SECONDS_PER_PART_QUEUED = 60.0
+_SUBMITTED = "driver.job"  # beside the store: the id of the job of a submitted driver
 _REQUEUE_STATUS = 75  # EX_TEMPFAIL; cluster.submit's script then puts the job back
 # What has to be the same on driver and workers, or numbers or messages would not be.
 _SAME_VERSIONS = ("alphasweep", "numpy", "scipy", "distributed", "dask", "cloudpickle")
@@ -166,6 +168,7 @@ def submit(
         log = place.control / "driver.log"
         script = driver_script(placement.profile, command, log=log, job_name=_driver_name(place))
         job = submit_job(script)
+        replace_text(place.control / _SUBMITTED, job)
     say(
         f"Submitted the driver of {place.path} as job {job}; its log: {log}\n"
         f"See how it goes:  alphasweep status {place.path} --watch\n"
@@ -477,12 +480,24 @@ def _status(store: Store) -> dict[str, Any]:
         "rate": float(said.get("rate", 0.0)),
         "seconds_left": left,
         "driver": holder,
+        "driver_job": _driver_job(store),
         "cluster": said.get("cluster", {}),
         "core_hours_used": sum(c["core_seconds"] for c in said.get("cluster", {}).values()) / 3600,
         "core_hours_left": (predicted - begun) / 3600,
         "efficiency": _efficiency(said),
         "errors": [f"{failure['part']}: {failure['error']}" for failure in store.failures()],
     }
+
+
+def _driver_job(store: Store) -> dict[str, str] | None:
+    """Tell of the driver's own job, if it was submitted and is not over."""
+    if not (store.control / _SUBMITTED).exists() or not shutil.which("squeue"):
+        return None
+    from cluster import slurm
+
+    job = (store.control / _SUBMITTED).read_text()
+    found = slurm.listed(ids=[job]).get(job)
+    return {"id": job, "state": found.state, "reason": found.reason} if found else None
 
 
 def _efficiency(said: dict[str, Any]) -> float | None:
@@ -546,7 +561,7 @@ def _reported_errors() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, and SIGUSR1 as the end of this driver's job."""
+    """Treat SIGTERM and a closed terminal like Ctrl-C, and SIGUSR1 as the end of this job."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -554,12 +569,15 @@ def _signals() -> Iterator[None]:
     def requeue(*_: object) -> NoReturn:
         raise _Requeue
 
-    before = signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGUSR1, requeue)
+    wanted = {signal.SIGTERM: stop, signal.SIGUSR1: requeue, signal.SIGHUP: stop}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+        del wanted[signal.SIGHUP]
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGUSR1, before[1])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str) -> NoReturn:

@@ -23,6 +23,13 @@ TINY = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a SLURM in one process."""
+    for item in items:
+        if "slurm" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 def tiny(**grid: Any) -> Sweep:
     """Return a sweep of a dozen cells that take milliseconds, with other axes if they are given."""
     return Sweep.from_document(TINY | {"grid": TINY["grid"] | grid})  # type: ignore[operator]
