@@ -145,6 +145,9 @@ def show_status(found: Mapping[str, Any]) -> None:
         say(f"{cells:,} cells were computed by code {version}")
     if sum(cells > 0 for cells in found.get("versions", {}).values()) > 1:
         say("The cells are of several versions of the code: compare by the variable `code`.")
+    if job := found["driver_job"]:
+        why = f" ({job['reason']})" if job["state"] == "PENDING" else ""
+        say(f"the driver is job {job['id']}: {job['state'].lower()}{why}")
     if not found["driver"]:
         return
     left = f", about {duration(found['seconds_left'])} left" if found["seconds_left"] else ""
@@ -201,7 +204,7 @@ def watch(look: Callable[[], Mapping[str, Any]]) -> None:
         if console.is_terminal:
             console.clear()
         show_status(found)
-        if not found["driver"] or not found["missing"] + found["running"]:
+        if not (found["driver"] or found["driver_job"]):
             return
         time.sleep(_WATCH_SECONDS)
 
