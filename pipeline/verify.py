@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -428,6 +429,8 @@ class _Check:
                 what = "a part that this sweep has no place for"
                 yield Finding("part", "leftover", file, what, "Repair removes it")
             elif store.load(part, dtype) is None:
+                if not file.exists():
+                    continue  # committed meanwhile
                 what = "a part that is damaged, or of another sweep"
                 todo = "Repair removes it, and the next run computes it again"
                 yield Finding("part", "damage", file, what, todo, part)
@@ -443,10 +446,13 @@ class _Check:
     def _unstated(self, waiting: set[Place]) -> Iterator[Finding]:
         """Blocks with numbers that nothing is said of."""
         for place in sorted(self._begun - self._stated - waiting):
+            file = self._view.file("status", place)
+            if file.exists():
+                continue  # committed meanwhile
             yield Finding(
                 "unfinished",
                 "leftover",
-                self._view.file("status", place),
+                file,
                 "numbers without their status: of a commit that was killed, or the status is lost",
                 "They read as missing, and the next run computes them again",
                 self._view.cells(place),
@@ -836,10 +842,20 @@ def _control_files(store: Store) -> Iterator[Finding]:
             _read_object(progress)
         except _UnsoundError as error:
             yield Finding("progress", "leftover", progress, str(error), "Repair removes it")
-    if (control / "lock").exists() and store._lease().owner is None:
+    if _names_nobody(store):
         what = "a lock that names nobody"
         todo = "The next driver takes it over when it is a minute old"
         yield Finding("lock", "leftover", control / "lock", what, todo)
+
+
+def _names_nobody(store: Store) -> bool:
+    """Whether the lock is garbage. It is also empty for an instant while it is being taken."""
+    lock = store.control / "lock"
+    for wait in (0, 0.1):
+        time.sleep(wait)
+        if store._lease().owner is not None or not lock.exists():
+            return False
+    return True
 
 
 def _stray(file: Path) -> Finding:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,28 @@ def test_a_store_of_many_chunks_along_seed_is_sound(store: Store) -> None:
     assert store.status()[0, 0].tolist() == [DONE, DONE, MISSING, MISSING, DONE]
     fill(store, tiny(start=list(range(400)), seed=list(range(12))), [])
     assert kinds(verify(store), "damage", "leftover") == set()
+
+
+def test_a_store_that_is_being_written_is_sound(store: Store) -> None:
+    """A run that commits meanwhile is not taken for damage, nor are its blocks for leftovers."""
+    sweep = tiny(N=[8])
+    fill(store, sweep, [])
+
+    def run() -> None:
+        for part in parts_of(sweep, 1):
+            fill(store, sweep, [part])
+
+    running = threading.Thread(target=run)
+    running.start()
+    reports = []
+    while running.is_alive():
+        reports.append(verify(store))
+    running.join()
+    for report in reports:
+        assert kinds(report, "damage", "leftover") <= {"temporary", "part"}, report.text()
+        assert report.ok, report.text()
+    assert len({report.cells["done"] for report in reports}) > 2  # it was looked at in between
+    assert verify(store).cells["done"] == 6
 
 
 def test_it_tells_how_far_it_is(full: Store) -> None:
