@@ -252,7 +252,6 @@ class _Run:
             progress.done += len(part.seeds)
             progress.cells_now += len(part.seeds)
             progress.runs_now += len(part.seeds) * len(self._recipe.start)
-            progress.kernel_seconds += future.result()
             self._conclude(traffic, sent, None)
             return
         error = _exception(future)
@@ -295,7 +294,9 @@ class _Run:
         self.progress.predicted_done += self._plan.part_seconds(part)
         traffic.left -= 1
         if block.complete:
-            self._writer.commit(block.block, block.computed, block.failures)
+            # From the disk: to fetch what a worker that just died has would be to wait for another.
+            took = self._writer.commit(block.block, block.computed, block.failures)
+            self.progress.kernel_seconds += took
 
     def _look_after_workers(self) -> None:
         for traffic in self._traffic:

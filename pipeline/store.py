@@ -304,7 +304,7 @@ class Writer:
         for block, parts in waiting.items():
             self.commit(block, parts)
 
-    def commit(self, block: Block, parts: Sequence[Part], failures: Sequence[Failure] = ()) -> int:
+    def commit(self, block: Block, parts: Sequence[Part], failures: Sequence[Failure] = ()) -> float:
         """Merge parts into the dataset, ``status`` last; then remove their files.
 
         Parameters
@@ -317,8 +317,8 @@ class Writer:
 
         Returns
         -------
-        int
-            Number of cells that were merged.
+        float
+            Seconds that the merged cells took to compute.
 
         Raises
         ------
@@ -350,7 +350,7 @@ class Writer:
         for part, _ in loaded:
             self.discard(part)
             self._forget_failures(part)
-        return sum(len(part.seeds) for part, _ in loaded)
+        return sum(float(cells["seconds"].sum()) for _, cells in loaded)
 
     def discard(self, part: Part) -> None:
         """Remove a part's file: it was committed, or cannot be read."""
