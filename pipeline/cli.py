@@ -247,6 +247,30 @@ def status(
             terminal.show_status(found)
 
 
+@app.command()
+def verify(
+    store: StoreArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Forget what is not sound; `run` then mends it.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Read every byte of a store, and say what is not sound in it. Exits 1 if anything is."""
+    from pipeline import verify as verification
+
+    place = Store(store)
+    with _reported_errors():
+        report = verification.verify(place)
+        if repair:
+            with place.lock() as writer:
+                done = verification.repair(writer, report)
+            typer.echo("\n".join(done), err=as_json)
+            report = verification.verify(place)
+    typer.echo(report.to_json() if as_json else report.text())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
 @app.command("open")
 def open_(store: StoreArgument) -> None:
     """Print the dataset, and the line of Python that loads it."""

@@ -69,6 +69,7 @@ def build(path: Path, sweep: Sweep) -> None:
     building = _beside(path)
     try:
         _write_group(building, sweep, attributes, dict.fromkeys(_array_names(sweep), _SPELLINGS[0]))
+        _keep(path, read_root(building))
         building.rename(path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -109,7 +110,7 @@ def widen(path: Path, sweep: Sweep) -> None:
             for chunk in _chunks(building / name, after[name]):
                 chunk.replace(path / name / chunk.name)
         sync(path / name for name in moving)
-        replace_text(path / "zarr.json", json.dumps(read_root(building), indent=2))
+        _commit(path, read_root(building))
         settle(path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -147,13 +148,32 @@ def change_attributes(path: Path, **attributes: Any) -> None:
     """Set root attributes by one rename."""
     root = read_root(path)
     root["attributes"] |= attributes
-    replace_text(path / "zarr.json", json.dumps(root, indent=2))
+    _commit(path, root)
+
+
+def control_folder(path: Path) -> Path:
+    """Return the folder beside a store, for all that is not the dataset."""
+    return path.with_name(path.name + ".run")
 
 
 def chunk_file(path: Path, array: Array, place: tuple[int, ...]) -> Path:
     """Return the file of the chunk at (i, j, k), along alpha, N and seed."""
     key = (*place, *(0 for _ in array.shape[len(place) :]))
     return path / array.path / array.metadata.encode_chunk_key(key)
+
+
+def _commit(path: Path, root: dict[str, Any]) -> None:
+    _keep(path, root)
+    replace_text(path / "zarr.json", json.dumps(root, indent=2))
+
+
+def _keep(path: Path, root: dict[str, Any]) -> None:
+    """Keep a copy of the root beside the store: without it, chunks are but files.
+
+    First, so that a copy which differs from the root is what the root was about to become.
+    """
+    control_folder(path).mkdir(exist_ok=True)
+    replace_text(control_folder(path) / "zarr.json", json.dumps(root, indent=2))
 
 
 def _beside(path: Path) -> Path:

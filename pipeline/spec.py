@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-_INT64_MAX = 2**63 - 1  # the values of an integer axis become an int64 coordinate
+_MOST = 2**32 - 1  # a word of the name of a random stream, see kernels.instance
 _MAX_VALUES = 1_000_000  # a mistyped step must not fill the memory
 _MAX_STEPS = 1_000_000_000  # far beyond any descent, and steps stay exact as float64
 _PRESETS = files("pipeline") / "presets"
@@ -40,8 +40,8 @@ _Problem = tuple[_Place, str]
 _Known = Mapping[tuple[str, str], Any]
 
 _Positive = Annotated[float, Field(gt=0)]
-_Size = Annotated[int, Field(ge=2, le=_INT64_MAX)]
-_Label = Annotated[int, Field(ge=0, le=_INT64_MAX)]
+_Size = Annotated[int, Field(ge=2, le=_MOST)]
+_Label = Annotated[int, Field(ge=0, le=_MOST)]
 
 
 class SweepError(ValueError):

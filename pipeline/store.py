@@ -13,15 +13,18 @@ only after the committed block was read back.
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import os
 import socket
 import time
 import traceback
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,8 +76,19 @@ class Failure:
 
 
 def hand_in(folder: Path, part: Part, cells: Cells) -> None:
-    """Write a part's file into the parts folder of a store: whole and durable, or not there."""
+    """Write a part's file into the parts folder of a store: whole, or not there.
+
+    It survives the death of any process. A machine that crashes may lose the last second's parts.
+    """
     replace(folder / f"{part.name}.npz", lambda file: np.savez(file, cells=cells))
+
+
+@lru_cache
+def _header(dtype: np.dtype[Any], cells: int) -> bytes:
+    """Return how `hand_in` begins such an array: NumPy takes longer to parse it than to read on."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(cells, dtype))
+    return file.getvalue()[: -cells * dtype.itemsize]
 
 
 class Store:
@@ -82,7 +96,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
-        self.control = self.path.with_name(self.path.name + ".run")
+        self.control = layout.control_folder(self.path)
         self.parts_folder = self.control / "parts"
         self.errors_folder = self.control / "errors"
 
@@ -138,8 +152,13 @@ class Store:
         None if there is no such file, or it is not whole (it has a checksum), or another sweep's.
         """
         try:
-            with self._part_file(part).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                cells = cast(Cells, file["cells"])
+            with zipfile.ZipFile(self._part_file(part)) as file:
+                content = file.read("cells.npy")
+            header = _header(dtype, len(part.seeds))
+            if content.startswith(header):
+                return np.frombuffer(content, dtype, len(part.seeds), len(header))
+            # Of another version of NumPy, or of another sweep.
+            cells: Cells = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         except Exception:  # zipfile, zlib and NumPy each have their own errors for garbage
             return None
         return cells if cells.dtype == dtype and cells.shape == (len(part.seeds),) else None
@@ -349,7 +368,7 @@ class Writer:
         grid.write(block, {"status": status})
         for part, _ in loaded:
             self.discard(part)
-            self._forget_failures(part)
+        self._forget_failures([part for part, _ in loaded])
         return sum(float(cells["seconds"].sum()) for _, cells in loaded)
 
     def discard(self, part: Part) -> None:
@@ -374,10 +393,11 @@ class Writer:
         with (self.store.control / "events.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def _forget_failures(self, part: Part) -> None:
-        for file in self.store.errors_folder.glob(f"{part.name.rpartition('=')[0]}=*.json"):
+    def _forget_failures(self, parts: Sequence[Part]) -> None:
+        cells = {(part.alpha, part.N, seed) for part in parts for seed in part.seeds}
+        for file in self.store.errors_folder.glob("*.json") if cells else ():
             failed = Part.from_name(file.name.removesuffix(".json"))
-            if failed.first_seed in part.seeds and failed.last_seed in part.seeds:
+            if all((failed.alpha, failed.N, seed) in cells for seed in failed.seeds):
                 file.unlink(missing_ok=True)
 
     def _record(self, failure: Failure) -> None:

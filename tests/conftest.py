@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import settings
 
 from pipeline.part import Part, compute
 from pipeline.spec import Sweep
 from pipeline.store import Store, hand_in
+
+# On a machine that others use, an example may take its time.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 TINY = {
     "name": "tiny",

@@ -172,7 +172,7 @@ def test_progress_is_published(store: Store, client: Client) -> None:
     assert (said["done"], said["failed"], said["running"], said["cells"]) == (12, 0, 0, 12)
     assert said["rate"] > 0
     events = [json.loads(x) for x in (store.control / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["run", "end"]
+    assert [event["event"] for event in events] == ["create", "run", "end"]
 
 
 # --- workers that come and go -----------------------------------------------------------------
@@ -205,7 +205,7 @@ class Crew:
 
     def state(self) -> dict[str, Any]:
         """Say something."""
-        return {"only": {"died": len(self.deaths)}}
+        return {"only": {"died": len(self.deaths), "core_seconds": 0.0}}
 
     def lose(self, part: Part, state: str) -> None:
         """Report one more worker dead with this part in hand."""

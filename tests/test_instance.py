@@ -25,7 +25,7 @@ def matrix(instance: Instance) -> Array:
 
 
 @settings(deadline=None)
-@given(seeds, st.integers(2, 40), seeds, st.sampled_from(["planted", "null"]))
+@given(seeds, st.integers(2, 40), st.integers(0, 2**32 - 2), st.sampled_from(["planted", "null"]))
 def test_same_name_same_problem(root_seed: int, N: int, seed: int, signal: Signal) -> None:
     """A problem is drawn again to the bit, and another root_seed, seed or N gives another one."""
     one = draw_instance(root_seed, N, seed, M=5, signal=signal)
