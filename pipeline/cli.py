@@ -18,7 +18,7 @@ import psutil
 import typer
 
 from pipeline import terminal
-from pipeline.dataset import DONE, FAILED
+from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.files import replace_text
 from pipeline.plan import MARGIN, SECONDS_PER_PART, Plan, calibrate, make_plan
 from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
@@ -520,7 +520,10 @@ def _driver_job(store: Store) -> dict[str, str] | None:
     from cluster import slurm
 
     job = (store.control / _SUBMITTED).read_text()
-    found = slurm.listed(ids=[job]).get(job)
+    try:
+        found = slurm.listed(ids=[job]).get(job)
+    except slurm.ClusterError as error:
+        return {"id": job, "state": "UNKNOWN", "reason": str(error)}
     return {"id": job, "state": found.state, "reason": found.reason} if found else None
 
 
@@ -551,7 +554,10 @@ def _conclude(store: Store) -> None:
     say(scaling.describe(laws))
     say(f"Figures: {folder}")
     say(f'Data:    xarray.open_zarr("{store.path}")')
-    failed = int((store.status() == FAILED).sum())
+    status = store.status()
+    failed, missing = int((status == FAILED).sum()), int((status == MISSING).sum())
+    if missing:
+        say(f"{missing:,} cells of the store are missing: alphasweep run {store.path}")
     if failed:
         _fail(f"{failed} cells failed; alphasweep status {store.path} --failures says why.")
 
