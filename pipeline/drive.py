@@ -14,12 +14,13 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
-from pipeline.graph import NoTimeLeftError, part_of, submit_part
+from pipeline.graph import NoTimeLeftError, part_of, submit_parts
 from pipeline.part import Part
 from pipeline.plan import MARGIN, Plan, Work
 from pipeline.spec import Sweep
@@ -200,8 +201,9 @@ class _Run:
                 self._look_after_workers()
                 self.report()
                 looked = time.monotonic()
-            for traffic in self._traffic:
-                self._fill(traffic)
+                for traffic in self._traffic:
+                    traffic.measure()
+            self._fill()
             with suppress(queue.Empty):
                 self._settle(*self._settled.get(timeout=_TICK_SECONDS))
 
@@ -224,18 +226,22 @@ class _Run:
         self._writer.say(**asdict(progress), rate=progress.rate, cluster=cluster)
         self._watch(progress)
 
-    def _fill(self, traffic: _Traffic) -> None:
-        limit = _IN_FLIGHT_PER_WORKER * traffic.lane.workers()
-        while len(traffic.running) < limit and (sent := traffic.next()) is not None:
-            future = submit_part(
+    def _fill(self) -> None:
+        for traffic in self._traffic:
+            batch = traffic.batch()
+            if not batch:
+                continue
+            parts = [sent.part for sent in batch]
+            futures = submit_parts(
                 traffic.lane.client,
                 self._writer.store.parts_folder,
                 self._recipe,
-                sent.part,
-                seconds=MARGIN * self._plan.part_seconds(sent.part),
+                parts,
+                seconds=[MARGIN * self._plan.part_seconds(part) for part in parts],
             )
-            traffic.running[sent.part] = sent, future
-            future.add_done_callback(partial(self._put, traffic, sent))
+            for sent, future in zip(batch, futures, strict=True):
+                traffic.running[sent.part] = sent, future
+                future.add_done_callback(partial(self._put, traffic, sent))
 
     def _put(self, traffic: _Traffic, sent: _Sent, future: Future[float]) -> None:
         self._settled.put((traffic, sent, future))
@@ -247,6 +253,7 @@ class _Run:
         # What it computed is on the disk: with the future forgotten here, the death of the worker
         # that holds its acknowledgement makes nobody compute it again.
         del traffic.running[part]
+        traffic.settled += 1
         if future.status == "finished":
             progress = self.progress
             progress.done += len(part.seeds)
@@ -370,11 +377,26 @@ class _Traffic:
         self.left = sum(plan.parts[N] for N in lane.sizes)
         self.running: dict[Part, tuple[_Sent, Future[float]]] = {}
         self.again: deque[_Sent] = deque()
+        self.settled = 0
+        self._a_tick = 0
         self._first = _sendings(plan.work(lane.sizes))
 
-    def next(self) -> _Sent | None:
-        """Take the next part to send; None if all are sent."""
-        return self.again.popleft() if self.again else next(self._first, None)
+    def measure(self) -> None:
+        """Note, every tick, how many parts settle in one."""
+        self._a_tick, self.settled = self.settled, 0
+
+    def batch(self) -> list[_Sent]:
+        """Take the next parts to send, if there is room for some.
+
+        Under way are a few parts a worker; or, where parts are short, what a tick settles.
+        """
+        workers = self.lane.workers()
+        limit = max(_IN_FLIGHT_PER_WORKER * workers, self._a_tick) if workers else 0
+        room = limit - len(self.running)
+        if room < max(1, limit // 3):  # a batch costs Dask little more than one part
+            return []
+        again = [self.again.popleft() for _ in range(min(room, len(self.again)))]
+        return [*again, *islice(self._first, room - len(again))]
 
 
 def _sendings(all_work: Iterable[Work]) -> Iterator[_Sent]:

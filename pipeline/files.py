@@ -19,7 +19,8 @@ def replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool =
     write : callable
         Gets the open binary file.
     durable : bool
-        Whether the file must survive the machine's crash, not only the process's.
+        Whether a file that is at `path` after the machine's crash is whole, as it is after the
+        process's. The crash may take the rename back, unless the folder is synced as well.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -35,15 +36,16 @@ def replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool =
             # A network file system that lost the answer asked again, after it had succeeded.
             if not path.exists() or path.stat().st_ino != inode:
                 raise
-        if durable:
-            sync([path.parent])
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file; see `replace`."""
+    """Write a text file; see `replace`. If `durable`, the rename lasts, too."""
     replace(path, lambda file: file.write(text.encode()), durable=durable)
+    if durable:
+        _sync(path.parent)
 
 
 def sync(paths: Iterable[Path]) -> None:

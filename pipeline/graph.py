@@ -13,6 +13,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from distributed import Client, Future, get_worker
@@ -24,6 +25,9 @@ from pipeline.store import hand_in
 WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
 """Variable in the environment of a worker that will be ended: when, in seconds since the epoch."""
 
+# To Dask, tasks are of one kind that share what is before the first hyphen. It remembers every kind
+# for ever, and keeps tasks from workers that are busy only if there are many of their kind.
+_PREFIX = "part-"
 
 _begun: set[str] = set()  # addresses of the workers of this process that have had a part
 
@@ -42,17 +46,17 @@ class NoTimeLeftError(Exception):
         self.worker = worker
 
 
-def compute_part(parts_folder: Path, recipe: Recipe, part: Part, seconds: float) -> float:
+def compute_part(part: Part, seconds: float, *, parts_folder: Path, recipe: Recipe) -> float:
     """Task: compute a part and hand it in; the acknowledgement is the seconds it took.
 
     Parameters
     ----------
-    parts_folder : Path
-    recipe : Recipe
     part : Part
     seconds : float
         That it will take at most. A worker that is ended before declines it, unless it is the
         first one it gets: no later worker would have more time.
+    parts_folder : Path
+    recipe : Recipe
     """
     worker = str(get_worker().address)
     if time.time() + seconds > float(os.environ.get(WALLTIME_END, "inf")) and worker in _begun:
@@ -67,14 +71,26 @@ def compute_part(parts_folder: Path, recipe: Recipe, part: Part, seconds: float)
     return float(cells["seconds"].sum())
 
 
-def submit_part(
-    client: Client, parts_folder: Path, recipe: Recipe, part: Part, *, seconds: float
-) -> Future[float]:
-    """Add a part to the graph; see `compute_part`."""
-    key = f"{part.name}#{uuid.uuid4().hex[:8]}"
-    return client.submit(compute_part, parts_folder, recipe, part, seconds, pure=False, key=key)
+def submit_parts(
+    client: Client,
+    parts_folder: Path,
+    recipe: Recipe,
+    parts: Sequence[Part],
+    *,
+    seconds: Sequence[float],
+) -> list[Future[float]]:
+    """Add parts to the graph, in one message; see `compute_part`."""
+    futures: list[Future[float]] = client.map(
+        compute_part,
+        parts,
+        seconds,
+        key=[f"{_PREFIX}{part.name}#{uuid.uuid4().hex[:8]}" for part in parts],
+        parts_folder=parts_folder,
+        recipe=recipe,
+    )
+    return futures
 
 
 def part_of(key: str) -> Part:
     """Return the part that a task of this key computes."""
-    return Part.from_name(key.partition("#")[0])
+    return Part.from_name(key.removeprefix(_PREFIX).partition("#")[0])

@@ -323,7 +323,9 @@ class Writer:
         for block, parts in waiting.items():
             self.commit(block, parts)
 
-    def commit(self, block: Block, parts: Sequence[Part], failures: Sequence[Failure] = ()) -> float:
+    def commit(
+        self, block: Block, parts: Sequence[Part], failures: Sequence[Failure] = ()
+    ) -> float:
         """Merge parts into the dataset, ``status`` last; then remove their files.
 
         Parameters
