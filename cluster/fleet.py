@@ -263,14 +263,18 @@ class QueueFleet(Fleet):
 
     def _rescale(self, replacing: list[str], more: bool) -> None:
         # In the event loop, as Dask changes these too. It closes handles that lost their spec.
-        cluster = self.cluster
+        cluster, there = self.cluster, self.scheduler.workers
         for name in replacing:
             cluster.worker_spec.pop(name, None)
         before = set(cluster.worker_spec)
         target = min(self.jobs, len(before) + (_JOBS_AT_ONCE if more else 0))
         # Where fewer are wanted, jobs that wait are withdrawn, and those that work are left.
-        cluster.scale(max(target, min(len(before), len(self.scheduler.workers))))
+        cluster.scale(max(target, min(len(before), len(there))))
         self._retiring |= before - set(cluster.worker_spec)
+        staying = [worker for worker in there.values() if str(worker.name) not in self._retiring]
+        idle = [worker.address for worker in staying if not worker.processing]
+        for address in idle[: max(0, len(staying) - self.jobs)]:
+            self.retire(address)
 
 
 @dataclass

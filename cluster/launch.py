@@ -180,8 +180,9 @@ class Cluster:
     def want(self, size_class: str, jobs: int) -> None:
         """Have another number of jobs of a class from the next `check` on.
 
-        Of too many jobs, those that still wait are withdrawn; the others work on, and are not
-        replaced. On this machine alone the number of workers stays.
+        Of too many jobs, those that still wait are withdrawn, and workers that have nothing to do
+        are ended; the others work on, and are not replaced. On this machine alone the number of
+        workers stays.
         """
         self._fleets[size_class].jobs = jobs
 

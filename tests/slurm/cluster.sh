@@ -8,6 +8,8 @@
 #   cluster.sh env             lines for: eval "$(cluster.sh env)"
 #   cluster.sh kill-node n2    as if its power had gone: slurmd, its jobs, and their processes
 #   cluster.sh revive-node n2  start it again, and wait until it takes jobs
+#   cluster.sh stop-controller   slurmctld is away: the queue does not answer, and jobs go on
+#   cluster.sh start-controller  it is back
 #
 # It all lives in $ALPHASWEEP_SLURM_ROOT (default: alphasweep-slurm in the temporary folder), and
 # runs as whoever starts it, root or not. It listens on loopback only.
@@ -190,6 +192,12 @@ revive_node() {
   wait_for_node "$1"
 }
 
+start_controller() {
+  local i
+  alive slurmctld "$ROOT/run/slurmctld.pid" || slurmctld -f "$SLURM_CONF"
+  for i in $(seq $NODES); do wait_for_node "n$i"; done
+}
+
 case "${1:-} $#" in
 "install 1") install_packages ;;
 "start 1") start ;;
@@ -198,8 +206,10 @@ case "${1:-} $#" in
 "env 1") echo "export SLURM_CONF=$SLURM_CONF" ;;
 "kill-node 2") kill_node "$2" ;;
 "revive-node 2") revive_node "$2" ;;
+"stop-controller 1") end slurmctld "$ROOT/run/slurmctld.pid" ;;
+"start-controller 1") start_controller ;;
 *)
-  sed -n '2,17s/^# \{0,1\}//p' "$0"
+  sed -n '2,19s/^# \{0,1\}//p' "$0"
   exit 2
   ;;
 esac

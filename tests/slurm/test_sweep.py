@@ -1,0 +1,485 @@
+"""Whole sweeps on a real SLURM, through the command line, whatever happens to jobs and nodes.
+
+Each ends with the bits of a sweep that nothing happened to, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.launch import job_name
+from pipeline.spec import load
+from pipeline.store import Store
+from tests.conftest import bits, fill, parts_of
+from tests.slurm.conftest import Slurm, until
+
+COMMAND = [sys.executable, "-m", "pipeline.cli"]
+ROOT = Path(__file__).parents[2]
+SMALL = {"name": "small", "up_to_N": 8, "memory": "400 MB", "walltime": "10 min"}
+LARGE = {"name": "large", "up_to_N": 12, "memory": "500 MB", "walltime": "10 min"}
+DRIVER = {"memory": "500 MB", "walltime": "10 min"}
+
+# 48 cells, each a part of its own, since t_max is long; most of them stop long before.
+SWEEP = """
+name = "tiny"
+root_seed = 5
+[grid]
+alpha = [2.0, 4.0]
+N = [8, 12]
+seed = { from = 0, to = 11 }
+start = [0, 1]
+[descent]
+a = 1.0
+learning_rate = 0.03
+t_max = 30.0
+[record]
+times = [0.3, 1.0]
+[probe]
+times = [0, 1]
+modes = 2
+"""
+
+# What a worker imports before all else: a cell takes `SECONDS` longer, and does what a test wants.
+PATCH = """
+import os, sys, time
+if "distributed.cli.dask_worker" in sys.orig_argv:
+    from pipeline import part
+    real = part._compute_cell
+    def patched(recipe, alpha, N, seed):
+        {extra}
+        time.sleep({seconds})
+        return real(recipe, alpha, N, seed)
+    part._compute_cell = patched
+"""
+
+
+class Desk:
+    """A folder with a sweep and a cluster file, and one who types commands in it."""
+
+    def __init__(self, slurm: Slurm, folder: Path) -> None:
+        self.slurm, self.folder = slurm, folder
+        self.store = Store(folder / "tiny.zarr")
+        self.started: list[subprocess.Popen[str]] = []
+        (folder / "tiny.toml").write_text(SWEEP)
+
+    def cluster(
+        self,
+        *,
+        seconds: float = 0.5,
+        extra: str = "pass",
+        classes: tuple[dict[str, Any], ...] = (SMALL | {"up_to_N": 12},),
+        prologue: tuple[str, ...] = (),
+        **keys: Any,
+    ) -> None:
+        """Write the cluster file, p.toml, for workers that need `seconds` more a cell."""
+        patch = self.folder / "patch"
+        patch.mkdir(exist_ok=True)
+        (patch / "sitecustomize.py").write_text(PATCH.format(seconds=seconds, extra=extra))
+        lines = [f"export PYTHONPATH={patch}:$PYTHONPATH", *prologue]
+        keys = {"kind": "slurm", "jobs": 3, "prologue": lines} | keys
+        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+        for title, table in (("[driver]", DRIVER), *(("[[classes]]", size) for size in classes)):
+            text += f"{title}\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items())
+        (self.folder / "p.toml").write_text(text)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command, its errors among its output."""
+        process = subprocess.Popen(
+            [*COMMAND, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, sweep: str = "tiny.toml") -> subprocess.Popen[str]:
+        """Start a driver in the foreground, with parts of one cell."""
+        return self.start("run", sweep, "--on", "p.toml", "--part-seconds", "0.01")
+
+    def submit(self, sweep: str = "tiny.toml") -> str:
+        """Submit a driver, with parts of one cell, and return its job."""
+        said = self.type("submit", sweep, "--on", "p.toml", "--part-seconds", "0.01")
+        return re.findall(r"as job (\d+)", said)[0]
+
+    def type(self, *words: str, status: int = 0) -> str:
+        """Run a command to its end, with the status that is expected, and return what it said."""
+        return self.ends(self.start(*words), status=status)
+
+    def ends(self, process: subprocess.Popen[str], *, status: int = 0, seconds: float = 90) -> str:
+        """Wait for the end of a command, with the status that is expected."""
+        said, _ = process.communicate(timeout=seconds)
+        assert process.returncode == status, said
+        return said
+
+    def status(self) -> dict[str, Any]:
+        """Return what `alphasweep status --json` prints."""
+        found: dict[str, Any] = json.loads(self.type("status", str(self.store.path), "--json"))
+        return found
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of the worker jobs and of the driver's."""
+        name = job_name(self.store.control / "cluster")
+        return name, f"{name}-driver"
+
+    def computes(self, cells: int = 1, *, seconds: float = 60) -> None:
+        """Wait until a driver, this or the next, tells of so many cells more than it does now."""
+
+        def now() -> tuple[int, int]:
+            said = self.store.progress()
+            return said.get("pid", 0), said.get("cells_now", 0)
+
+        def enough() -> bool:
+            pid, done = now()
+            return done >= cells + (before if pid == driver else 0)
+
+        driver, before = now()
+        until(enough, seconds=seconds, what=f"{cells} cells")
+
+    def workers(self, number: int = 1) -> list[str]:
+        """Wait until so many worker jobs run, and return them."""
+
+        def running() -> list[str] | None:
+            jobs = self.slurm.jobs(name=self.names[0], state="RUNNING")
+            return jobs if len(jobs) >= number else None
+
+        found: list[str] = until(running, seconds=60, what=f"{number} running jobs")
+        return found
+
+    def leaves_nothing(self, *, seconds: float = 20) -> None:
+        """Claim that there is no job, no certificate and no process of the sweep."""
+        until(
+            lambda: not any(self.slurm.jobs(name=name) for name in self.names),
+            seconds=seconds,
+            what="an empty queue",
+        )
+        until(lambda: not self._processes(), seconds=10, what="the end of all processes")
+        assert not list(self.folder.rglob("certificates*"))
+        assert not list(self.store.control.glob(".preflight*"))
+
+    def is_complete(self) -> None:
+        """Claim that the store has the bits of a sweep that was computed without a queue."""
+        other = Store(self.folder / "reference" / "tiny.zarr")
+        if not other.exists():
+            sweep = load(self.folder / "tiny.toml")
+            fill(other, sweep, parts_of(sweep))
+        assert bits(self.store.path) == bits(other.path)
+
+    def _processes(self) -> list[Path]:
+        """Return what runs in this folder or has it, or the run's name, in its command line."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (place / "cmdline").read_bytes().decode(errors="replace")
+                if str(self.folder) in words or self.names[0] in words:
+                    found.append(place)
+        return found
+
+    def clear(self) -> None:
+        """End whatever a failed test left."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        for name in self.names:
+            self.slurm.do("scancel", f"--name={name}")
+
+
+@pytest.fixture
+def desk(slurm: Slurm, tmp_path: Path) -> Iterator[Desk]:
+    """A desk of the test's own, where nothing may be left at the end."""
+    one = Desk(slurm, tmp_path)
+    try:
+        yield one
+        one.leaves_nothing()
+    finally:
+        one.clear()
+
+
+@pytest.fixture
+def other_desk(slurm: Slurm, tmp_path: Path) -> Iterator[Desk]:
+    """Another desk of the same user."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    one = Desk(slurm, folder)
+    try:
+        yield one
+        one.leaves_nothing()
+    finally:
+        one.clear()
+
+
+def state_of(slurm: Slurm, job: str) -> str:
+    """Return the state of a job in SLURM's word."""
+    return slurm.shows(job)["JobState"]
+
+
+def is_over(slurm: Slurm, job: str, *, seconds: float = 90) -> None:
+    """Wait until a submitted driver is through."""
+    until(
+        lambda: state_of(slurm, job) not in ("PENDING", "RUNNING", "COMPLETING"),
+        seconds=seconds,
+        what=f"the end of job {job}",
+    )
+    assert state_of(slurm, job) == "COMPLETED"
+
+
+# --- the way through --------------------------------------------------------------------------
+
+
+def test_quick_is_the_same_through_a_queue(slurm: Slurm, desk: Desk, other_desk: Desk) -> None:
+    """Two sweeps at once, one run and one submitted, both give the bits of a local run.
+
+    Without disturbing each other, and with one class of jobs or two.
+    """
+    local = desk.start("run", "quick", "--workers", "1", "--store", "local.zarr")
+    desk.ends(local)
+    desk.store, other_desk.store = (
+        Store(desk.folder / "a.zarr"),
+        Store(other_desk.folder / "b.zarr"),
+    )
+    for one in (desk, other_desk):
+        one.cluster(seconds=0, classes=(SMALL | {"up_to_N": 32}, LARGE | {"up_to_N": 1024}))
+    there = ("quick", "--on", "p.toml", "--part-seconds", "1")
+    run = desk.start("run", *there, "--store", "a.zarr")
+    said = other_desk.type("submit", *there, "--store", "b.zarr")
+    job = re.findall(r"as job (\d+)", said)[0]
+    assert re.search(
+        r"cells in .* core-hours \(planned: at most .*\), \d+% of them", desk.ends(run)
+    )
+    is_over(slurm, job)
+    wanted = bits(desk.folder / "local.zarr")
+    assert bits(desk.store.path) == wanted
+    assert bits(other_desk.store.path) == wanted
+
+
+def test_without_tls(desk: Desk) -> None:
+    """Who switches encryption off is told what that means, once; the sweep is the same."""
+    desk.cluster(seconds=0, tls=False)
+    said = desk.ends(desk.run())
+    assert said.count("can read the traffic, and run programs as you") == 1
+    assert "warnings.warn" not in said
+    desk.is_complete()
+
+
+# --- workers, nodes and the queue -------------------------------------------------------------
+
+
+def test_lost_workers(slurm: Slurm, desk: Desk) -> None:
+    """A cancelled job, a killed worker, a controller that is away, and a dead node: all is done."""
+    desk.cluster(seconds=1.5)
+    run = desk.run()
+    desk.computes()
+    slurm.do("scancel", desk.workers(3)[0])
+    desk.computes()
+    os.kill(slurm.processes(desk.workers(3)[0])[-1], signal.SIGKILL)
+    desk.computes()
+    slurm.admin("stop-controller")
+    try:
+        away = time.monotonic()
+        desk.computes(5)
+        time.sleep(max(0.0, 10 - (time.monotonic() - away)))
+    finally:
+        slurm.admin("start-controller")
+    node = slurm.shows(desk.workers(2)[0])["NodeList"]
+    slurm.admin("kill-node", node)
+    try:
+        said = desk.ends(run)
+    finally:
+        slurm.admin("revive-node", node)
+    assert "failed" not in said.replace("0 failed", "")
+    desk.is_complete()
+
+
+def test_preempted_workers_that_wait(slurm: Slurm, desk: Desk) -> None:
+    """Jobs that are preempted are submitted anew, wait, as status tells, and then go on."""
+    desk.cluster(seconds=1, partition="scavenge")
+    run = desk.run()
+    desk.computes()
+    slurm.do(
+        "sbatch", "-p", "urgent", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 10"
+    )
+    said = until(
+        lambda: (found := desk.status()["cluster"]) and found["small"]["pending"] == 3 and found,
+        seconds=30,
+        what="three jobs that wait",
+    )
+    assert sum(said["small"]["reasons"].values()) == 3
+    assert said["small"]["workers"] == 0
+    desk.ends(run)
+    desk.is_complete()
+
+
+def test_many_generations_of_workers(desk: Desk, other_desk: Desk) -> None:
+    """Walltimes far shorter than the sweep: workers that end in time, and workers that are ended.
+
+    One sweep has workers that believe in a walltime of a few seconds, and declines parts that
+    would not fit; another has real walltimes of a minute and parts whose length nobody foresaw, and
+    a job that came to its walltime is no early death.
+    """
+    soon = "export ALPHASWEEP_WALLTIME_END=`date -d +8sec +%s`"
+    desk.cluster(seconds=1, prologue=(soon,))
+    short = SMALL | {"up_to_N": 12, "walltime": "1 min"}
+    other_desk.cluster(seconds=4, partition="short", classes=(short,), jobs=2, early_deaths=1)
+    last, first = other_desk.run(), desk.run()
+    desk.ends(first)
+    logs = list((desk.store.control / "cluster" / "logs").glob("*.err"))
+    assert len(logs) >= 9
+    other_desk.ends(last, seconds=180)
+    assert any(
+        "DUE TO TIME LIMIT" in log.read_text()
+        for log in (other_desk.store.control / "cluster" / "logs").glob("*.err")
+    )
+    for one in (desk, other_desk):
+        one.is_complete()
+
+
+def test_broken_prologue(slurm: Slurm, desk: Desk) -> None:
+    """Jobs that cannot even start a worker are few, and what their log says is shown."""
+    desk.cluster(prologue=("echo no such module >&2; exit 3",), early_deaths=2, jobs=2)
+    said = desk.ends(desk.run(), status=1)
+    assert "no such module" in said
+    assert "prologue" in said
+    assert "Traceback" not in said
+    assert len(list((desk.store.control / "cluster" / "logs").glob("*.err"))) <= 4
+
+
+def test_part_that_needs_too_much_memory(desk: Desk) -> None:
+    """It is named, tried once more with more memory, then failed; the rest is done."""
+    greedy = "if (alpha, N, seed) == (2.0, 8, 3): eaten = bytearray(700 << 20); time.sleep(30)"
+    desk.cluster(seconds=0.5, extra=greedy, classes=(SMALL, LARGE), jobs=4)
+    said = desk.ends(desk.run(), status=1)
+    assert "1 cells failed" in said
+    shown = desk.type("status", "tiny.zarr")
+    assert "47 of 48 cells done" in shown
+    assert "alpha = 2, N = 8, seed 3: WorkerLostError: it killed two workers" in shown
+    (failure,) = desk.store.failures()
+    assert failure["attempts"] == 2
+    last = re.findall(r"of the last, (\d+)", failure["error"])[0]
+    assert "n 500M" in f"n {int(desk.slurm.shows(last)['MinMemoryNode'].rstrip('M')) + 23}M"
+    desk.cluster(seconds=0)
+    desk.type("run", "tiny.zarr", "--retry-failed")
+    desk.is_complete()
+
+
+# --- the driver -------------------------------------------------------------------------------
+
+
+def test_killed_driver(slurm: Slurm, desk: Desk) -> None:
+    """Workers whose driver was killed leave, also those that come later; the next run goes on."""
+    desk.cluster(seconds=0.5, partition="wide", jobs=5)
+    run = desk.run()
+    desk.computes()
+    waiting = slurm.do(
+        "sbatch", "--parsable", "-J", desk.names[0], "--hold", "-o", "/dev/null", "--wrap", "true"
+    ).strip()
+    run.kill()
+    run.wait()
+    until(
+        lambda: slurm.jobs(name=desk.names[0]) == [waiting],
+        seconds=90,
+        what="the end of workers without a driver",
+    )
+    slurm.do("scancel", waiting)
+    assert desk.status()["missing"]
+    desk.ends(desk.run())
+    desk.is_complete()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt(desk: Desk, number: int) -> None:
+    """Ctrl-C, and the signal of a shutdown, end jobs and driver within seconds, with status 130."""
+    desk.cluster()
+    run = desk.run()
+    desk.computes()
+    run.send_signal(number)
+    said = desk.ends(run, status=130, seconds=30)
+    assert "What was finished is kept" in said
+    assert "Traceback" not in said
+    desk.leaves_nothing()
+    assert desk.status()["done"] > 0
+
+
+def test_submitted_driver(slurm: Slurm, desk: Desk) -> None:
+    """A driver goes back into the queue before its walltime and is requeued by SLURM; it goes on.
+
+    The walltime is not waited for: the shell gets the signal that SLURM would send.
+    """
+    desk.cluster(seconds=1)
+    job = desk.submit()
+    for end in (
+        ("scancel", "--batch", "--signal=USR1", job),
+        ("scontrol", "requeue", job),
+    ):
+        desk.computes()
+        slurm.do(*end)
+        until(lambda: state_of(slurm, job) == "PENDING", seconds=30, what="a driver that waits")
+    is_over(slurm, job)
+    assert slurm.shows(job)["Restarts"] == "2"
+    desk.is_complete()
+
+
+def test_killed_submitted_driver(slurm: Slurm, desk: Desk) -> None:
+    """A driver that is killed in its job ends the job; submitted again, it goes on."""
+    desk.cluster(seconds=1)
+    job = desk.submit()
+    desk.computes()
+    (driver,) = {int(pid) for pid in re.findall(r"process (\d+)", desk.status()["driver"])}
+    os.kill(driver, signal.SIGKILL)
+    until(lambda: state_of(slurm, job) == "FAILED", seconds=30, what="the end of its job")
+    is_over(slurm, desk.submit())
+    desk.is_complete()
+
+
+def test_cancel(slurm: Slurm, desk: Desk) -> None:
+    """Drivers are cancelled, in the foreground, as jobs that run, and as jobs that wait."""
+    desk.cluster(seconds=1)
+
+    def cancelled() -> None:
+        said = desk.type("cancel", "tiny.zarr")
+        assert "missing" in said
+        desk.leaves_nothing()
+        assert desk.status()["driver"] is None
+
+    run = desk.run()
+    desk.computes()
+    cancelled()
+    assert "What was finished is kept" in desk.ends(run, status=130, seconds=5)
+    desk.submit()
+    desk.computes()
+    cancelled()
+    slurm.do(
+        "sbatch", "-p", "urgent", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 15"
+    )
+    job = desk.submit()
+    until(lambda: state_of(slurm, job) == "PENDING", seconds=5, what="a driver that waits")
+    cancelled()
+    desk.cluster(seconds=0)
+    desk.ends(desk.run())
+    desk.is_complete()
+
+
+def test_watched_from_elsewhere(desk: Desk) -> None:
+    """While a sweep runs, its status tells jobs, rate, core-hours, efficiency and the end."""
+    desk.cluster(seconds=0.5)
+    run = desk.run()
+    desk.computes(4)
+    watch = desk.start("status", "tiny.zarr", "--watch")
+    desk.ends(run)
+    said = desk.ends(watch, seconds=30)
+    for words in ("3 workers; jobs: 3 running, 0 pending", "cells a minute", "core-hours used"):
+        assert words in said
+    desk.is_complete()
