@@ -105,7 +105,7 @@ KEPT: dict[str, Variable] = {
     "status": Variable(GRID, "int8", "what is known of the cell", fill=0, attrs=_flags(STATUS)),
 }
 
-MEASUREMENTS = Variable(GRID[:2], "int64", "number of measurements M = round(alpha N)", fill=0)
+MEASUREMENTS = Variable(GRID[:2], "int64", "number of measurements M = round(alpha N)", fill=-1)
 
 # long_name and units of the coordinates.
 COORDINATES: dict[str, tuple[str, str]] = {

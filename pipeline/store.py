@@ -113,7 +113,8 @@ class Store:
         if not layout.read_root(self.path):
             raise StoreError(
                 f"store {self.path} must be a sweep's Zarr store or not exist; something else is "
-                "there, or its zarr.json is damaged: choose another --store."
+                "there, or its zarr.json is damaged: choose another --store, or restore it with "
+                f"alphasweep verify --repair {self.path}."
             )
         return True
 
@@ -165,7 +166,11 @@ class Store:
 
     def failures(self) -> list[dict[str, Any]]:
         """Read the records of failed parts, as `Writer.commit` wrote them."""
-        return [json.loads(f.read_text()) for f in sorted(self.errors_folder.glob("*.json"))]
+        found = []
+        for file in sorted(self.errors_folder.glob("*.json")):
+            with suppress(ValueError, FileNotFoundError):  # garbage is for `verify` to tell of
+                found.append(json.loads(file.read_text()))
+        return found
 
     def history(self) -> list[dict[str, Any]]:
         """Read who created, extended and ran the sweep, when, where, and with which code."""
@@ -233,9 +238,14 @@ class Store:
         self.parts_folder.mkdir(parents=True, exist_ok=True)
         self.errors_folder.mkdir(exist_ok=True)
         lease = self._lease()
+        with suppress(FileNotFoundError):
+            # A driver that was killed between making its lock and filling it.
+            if self._silence() > LEASE_SECONDS and not (self.control / "lock").stat().st_size:
+                (self.control / "lock").unlink()
         try:
             # Who seems dead has to be watched for as long as a lease lasts before it is taken over.
-            patience = 1.5 * LEASE_SECONDS if self._silence() > LEASE_SECONDS else 0
+            # And who has just taken it needs a moment to say who it is.
+            patience = 1.5 * LEASE_SECONDS if self._silence() > LEASE_SECONDS else 1
             patience = -1 if wait else patience
             lease.acquire(timeout=patience)
         except filelock.Timeout:
@@ -356,7 +366,7 @@ class Writer:
         merged: dict[str, npt.NDArray[Any]] = {}
         if loaded:
             for name in grid.names:
-                merged[name] = grid.read(block, name) if anything else grid.blank(block, name)
+                merged[name] = grid.read_kept(block, name) if anything else grid.blank(block, name)
                 for at, (_, cells) in zip(rows, loaded, strict=True):
                     merged[name][at] = grid.code if name == "code" else cells[name]
         for failure in failures:
@@ -459,7 +469,22 @@ class _Grid:
 
     def read(self, block: Block, name: str) -> npt.NDArray[Any]:
         """Read the block's values, (seed, ...)."""
-        return np.array(self._arrays[name][self._selection(block)])
+        try:
+            return np.array(self._arrays[name][self._selection(block)])
+        except ValueError as error:
+            raise self._unsound(block, name, str(error)) from None
+
+    def read_kept(self, block: Block, name: str) -> npt.NDArray[Any]:
+        """Read values that must be there: Zarr reads a chunk that is lost as fill values."""
+        if not layout.chunk_file(self._path, self._arrays[name], self._place(block)).exists():
+            raise self._unsound(block, name, "the chunk is lost")
+        return self.read(block, name)
+
+    def _unsound(self, block: Block, name: str, what: str) -> StoreError:
+        return StoreError(
+            f"store {self._path} must be sound where a run adds to it; {name} at alpha = "
+            f"{block.alpha:g}, N = {block.N}: {what}: alphasweep verify --repair {self._path}."
+        )
 
     def blank(self, block: Block, name: str) -> npt.NDArray[Any]:
         """Make values of a block that nothing is known of, (seed, ...)."""

@@ -248,6 +248,37 @@ def full_bits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return bits(store.path, alpha=2.0, N=8)
 
 
+def test_a_run_does_not_build_on_a_lost_chunk(store: Store) -> None:
+    """Zarr reads it as NaN: merged with new cells, it would become sound, and empty, for ever."""
+    fill(store, tiny(), [Part(2.0, 8, 0, 1)])
+    (lost,) = (store.path / "overlap").glob("c.0.0.0.*")
+    lost.unlink()
+    with pytest.raises(StoreError, match=r"overlap at alpha = 2, N = 8: .* lost: .*--repair"):
+        fill(store, tiny(), [Part(2.0, 8, 2, 2)])
+    assert not lost.exists()
+    assert store.parts() == [Part(2.0, 8, 2, 2)]
+
+
+def test_a_lost_coordinate_is_no_label(full: Store) -> None:
+    """A reader sees labels that cannot be, not zeros."""
+    for name in ("alpha", "N", "seed"):
+        (full.path / name / "c.0").unlink()
+    dataset = xr.open_zarr(full.path)
+    assert dataset.alpha.isnull().all()
+    assert (dataset.N == -1).all()
+    assert (dataset.seed == -1).all()
+
+
+def test_metadata_of_an_array_are_restored_from_the_root(full: Store) -> None:
+    """Garbage in an array's own zarr.json, or none, does not stop a run."""
+    before = (full.path / "mu" / "zarr.json").read_text()
+    (full.path / "mu" / "zarr.json").write_text("{garbage")
+    (full.path / "energy" / "zarr.json").unlink()
+    fill(full, tiny(), [])
+    assert json.loads((full.path / "mu" / "zarr.json").read_text()) == json.loads(before)
+    assert (full.path / "energy" / "zarr.json").exists()
+
+
 # --- growing ----------------------------------------------------------------------------------
 
 WIDER = {
@@ -429,6 +460,16 @@ def test_a_dead_driver_is_taken_over(full: Store) -> None:
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert full.holder() is None
+    with full.lock() as writer:
+        writer.prepare(tiny())
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\xff\x00"])
+def test_an_old_lock_that_names_nobody_is_taken_over(full: Store, garbage: bytes) -> None:
+    """What a driver left that was killed while it made its lock, or a disk that was full."""
+    lock = full.control / "lock"
+    lock.write_bytes(garbage)
+    os.utime(lock, (0, 0))
     with full.lock() as writer:
         writer.prepare(tiny())
 
