@@ -8,6 +8,9 @@ machine). For 64 on the SLURM of the tests (partition wide):
 
     eval "$(tests/slurm/cluster.sh env)"
 
+with extra_directives = ["--acctg-freq=task=60"], as that SLURM looks at every process every 2 s
+for each of its jobs.
+
 Busy is the share of the workers' time spent in parts, from the time when all workers are there to
 the last acknowledgement. The driver is saturated when it needs all of one core, so what it needs
 of it for a part tells how many parts a second are too many; with SECONDS = 0 that is seen directly.
@@ -82,14 +85,16 @@ def main(profile: str = "", workers: str = "2", seconds: str = "2", each: str = 
                 if where.parts_done == where.parts:
                     ends.append(time.perf_counter())
 
+            theirs = sum(lane.client.run(time.process_time).values())
             cpu, began = time.process_time(), time.perf_counter()
             end = drive(work, writer, plan, [lane], watch=watch, workforce=cluster)
             cpu, wall = time.process_time() - cpu, ends[0] - began
+            theirs = sum(lane.client.run(time.process_time).values()) - theirs
     asleep = end.parts * float(seconds)
     print(
         f"{end.parts} parts of {float(seconds):g} s in {wall:.1f} s: {end.parts / wall:.1f} parts/s"
         f", busy {asleep / (number * wall):.1%}; the driver computed {cpu / wall:.0%} of the time, "
-        f"{1000 * cpu / end.parts:.2f} ms a part"
+        f"{1000 * cpu / end.parts:.2f} ms a part; workers {1000 * theirs / end.parts:.2f} ms a part"
     )
 
 
