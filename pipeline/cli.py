@@ -573,7 +573,10 @@ def _reported_errors() -> Iterator[None]:
     except (StoreError, SweepError) as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or 'the store'} must be writable; got: {error.strerror or error}.")
+        _fail(
+            f"{error.filename or 'the store'} must be writable; got: {error.strerror or error}. "
+            "Nothing that was finished is lost: make room or choose another --store, and run again."
+        )
     except _Requeue:
         say("Stopped before the end of this job. What was finished is kept; the next one goes on.")
         raise typer.Exit(_REQUEUE_STATUS) from None
