@@ -20,6 +20,8 @@ set -euo pipefail
 
 ROOT=${ALPHASWEEP_SLURM_ROOT:-${TMPDIR:-/tmp}/alphasweep-slurm}
 PORT=${ALPHASWEEP_SLURM_PORT:-16817} # of slurmctld; the nodes follow
+# Seconds between two looks at the memory of a job: each job looks at every process there is.
+POLL=${ALPHASWEEP_SLURM_POLL:-2}
 NODES=4
 CPUS=16 # of a node, whether they exist or not
 WAIT_SECONDS=60
@@ -87,7 +89,7 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc=$ROOT/log/jobs.txt
 JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=2
+JobAcctGatherFrequency=task=$POLL
 JobAcctGatherParams=OverMemoryKill
 NodeName=n[1-$NODES] NodeHostname=$HOST NodeAddr=127.0.0.1 Port=[$((PORT + 1))-$((PORT + NODES))] CPUs=$CPUS RealMemory=$memory State=UNKNOWN
 PartitionName=normal Nodes=ALL Default=YES MaxCPUsPerNode=2 MaxTime=60 DefaultTime=10 PriorityTier=10 PreemptMode=OFF
