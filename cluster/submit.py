@@ -43,7 +43,8 @@ def driver_script(
     job_name : str
         Not that of the workers, see `launch.job_name`.
     notice : int
-        Seconds before its walltime at which the driver is told; SLURM may do so a minute earlier.
+        Seconds before its walltime at which the driver is told, at most a quarter of it; SLURM may
+        do so a minute earlier.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def driver_script(
         f"-o {log}",
         "--open-mode=append",
         "--requeue",
-        f"--signal=B:USR1@{notice}",
+        f"--signal=B:USR1@{min(notice, walltime // 4)}",
         f"-t {walltime // 60}",
         f"--mem={-(-memory // 2**20)}M",
         "-n 1",

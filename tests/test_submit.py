@@ -67,6 +67,12 @@ def test_directives(tmp_path: Path) -> None:
     assert "#SBATCH --mem=1908M" in script(tmp_path, "").splitlines()
 
 
+def test_short_walltime(tmp_path: Path) -> None:
+    """A driver is not told of its end before it began, however short its walltime."""
+    short = {"memory": "2 GB", "walltime": "4 min"}
+    assert "#SBATCH --signal=B:USR1@60" in script(tmp_path, "", driver=short).splitlines()
+
+
 @pytest.mark.parametrize("status", [0, 1, 3])
 def test_end(status: int, tmp_path: Path) -> None:
     """The job ends with the status of the driver, and does not come back."""
