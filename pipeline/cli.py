@@ -349,6 +349,12 @@ class _Placement:
         shares = {name: int(free * s / sum(seconds.values())) for name, s in seconds.items()}
         return {name: min(1 + share, self.parts(name)) for name, share in shares.items()}
 
+    @property
+    def reserve(self) -> dict[str, int]:
+        """The class above those in use, if there is one: for parts that need too much memory."""
+        used = [k for k, size in enumerate(self.profile.classes) if size.name in self.sizes]
+        return {size.name: 0 for size in self.profile.classes[used[-1] + 1 :][:1]}
+
     def seconds(self, name: str) -> float:
         """Predicted core-seconds of a class."""
         return sum(self.todo.seconds[N] for N in self.sizes[name])
@@ -438,6 +444,8 @@ def _queue(store: Store, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Cre
 
     placement = _Placement(on, todo)
     profile, jobs = placement.profile, placement.jobs
+    if profile.kind != "local":
+        jobs |= placement.reserve
     memory = {size.name: size.memory for size in profile.classes}
     expected = versions(_SAME_VERSIONS)
 
@@ -451,7 +459,7 @@ def _queue(store: Store, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Cre
         )
 
     with launch(profile, jobs, run_directory=_run_directory(store)) as cluster:
-        for name, number in jobs.items():
+        for name, number in placement.jobs.items():
             say(f"{number} jobs of class {name} submitted to {profile.kind}")
         for name, page in cluster.dashboards.items():
             port = page.split(":")[2].split("/")[0]
@@ -463,11 +471,11 @@ def _queue(store: Store, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Cre
             [
                 Lane(
                     cluster.client(name),
-                    tuple(sizes),
+                    tuple(placement.sizes.get(name, ())),
                     partial(crew.workers, name),
                     partial(crew.want, name),
                 )
-                for name, sizes in placement.sizes.items()
+                for name in jobs
             ],
             crew,
         )
