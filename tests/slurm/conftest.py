@@ -115,7 +115,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 def _free_ports(number: int) -> int:
     """Find consecutive free ports on loopback, and return the first."""
-    for first in range(16817, 32000, 10):
+    # Not all from the same: others may look for some at this moment.
+    for first in range(16817 + os.getpid() % 1000 * 10, 32000, 10):
         sockets = [socket.socket() for _ in range(number)]
         try:
             for port, each in enumerate(sockets, first):
