@@ -12,6 +12,7 @@ import pytest
 from distributed import Client
 
 from cluster import preflight as preflight_module
+from cluster.crew import Crew
 from cluster.launch import WALLTIME_END, ClusterError, job_name, job_script, launch
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
@@ -152,6 +153,21 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         state = cluster.state()["one"]
         assert (state["running"], state["workers"], state["died"]) == (1, 1, 0)
         yield cluster.client("one")
+
+
+def test_nobody_works_unexamined(tmp_path: Path) -> None:
+    """A class gets work when its first worker has passed, and a problem stops the run."""
+    problems = {"one": ["too slow"]}
+    with launch(profile("local"), {"one": 1}, run_directory=tmp_path) as cluster:
+        crew = Crew(cluster, {"one": 1}, lambda name, client: problems[name])
+        cluster.wait("one")
+        assert crew.workers("one") == 0
+        with pytest.raises(ClusterError, match="too slow"):
+            crew.check()
+        assert crew.workers("one") == 0
+        problems["one"] = []
+        crew.check()
+        assert crew.workers("one") == 1
 
 
 def test_preflight_passes(client: Client, tmp_path: Path) -> None:

@@ -107,10 +107,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             "SLURM_CONF", str(Path(os.environ["ALPHASWEEP_SLURM_ROOT"]) / "etc" / "slurm.conf")
         )
         running = Slurm()
-        running.admin("start")
-        yield running
-        if own:
-            running.admin("stop")
+        try:
+            running.admin("start")
+            yield running
+        finally:
+            if own:
+                running.admin("stop")
 
 
 def _free_ports(number: int) -> int:
