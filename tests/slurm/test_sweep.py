@@ -119,7 +119,7 @@ class Desk:
         """Run a command to its end, with the status that is expected, and return what it said."""
         return self.ends(self.start(*words), status=status)
 
-    def ends(self, process: subprocess.Popen[str], *, status: int = 0, seconds: float = 90) -> str:
+    def ends(self, process: subprocess.Popen[str], *, status: int = 0, seconds: float = 240) -> str:
         """Wait for the end of a command, with the status that is expected."""
         said, _ = process.communicate(timeout=seconds)
         assert process.returncode == status, said
@@ -227,7 +227,7 @@ def state_of(slurm: Slurm, job: str) -> str:
     return slurm.shows(job)["JobState"]
 
 
-def is_over(slurm: Slurm, job: str, *, seconds: float = 90) -> None:
+def is_over(slurm: Slurm, job: str, *, seconds: float = 240) -> None:
     """Wait until a submitted driver is through."""
     until(
         lambda: state_of(slurm, job) not in ("PENDING", "RUNNING", "COMPLETING"),
@@ -338,7 +338,7 @@ def test_many_generations_of_workers(desk: Desk, other_desk: Desk) -> None:
     desk.ends(first)
     logs = list((desk.store.control / "cluster" / "logs").glob("*.err"))
     assert len(logs) >= 9
-    other_desk.ends(last, seconds=180)
+    other_desk.ends(last)
     assert any(
         "DUE TO TIME LIMIT" in log.read_text()
         for log in (other_desk.store.control / "cluster" / "logs").glob("*.err")
