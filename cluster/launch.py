@@ -87,14 +87,20 @@ def local(workers: int) -> Iterator[Client]:
         "distributed.worker.memory.terminate": 0.95,
     }
     with dask.config.set(settings), _quiet():
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+        except RuntimeError as error:
+            raise ClusterError(
+                f"{workers} workers on this machine must start; got: {error}. Was one killed, or "
+                "the memory full? What was finished is kept: run again, or with fewer --workers."
+            ) from error
         client = Client(cluster)
         try:
             yield client

@@ -120,7 +120,7 @@ class Plan:
     Attributes
     ----------
     cells, done, failed, handed_in : int
-        Cells of the sweep; with status done; failed; in parts that wait for their commit.
+        Cells of the sweep; done; failed and left so; in parts that wait for their commit.
     missing, parts : dict
         Cells to compute, and the parts they are cut into, by N.
     seconds, longest : dict
@@ -262,7 +262,7 @@ def make_plan(
     return Plan(
         cells=status.size,
         done=int((status == DONE).sum()),
-        failed=int((status == FAILED).sum()),
+        failed=int(((status == FAILED) & ~wanted).sum()),
         handed_in=int(handed_in.sum()),
         missing=by_N(missing),
         parts=by_N(parts),

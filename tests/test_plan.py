@@ -120,7 +120,9 @@ def test_failed_cells_wait_until_asked_for(store: Store) -> None:
         failure = Failure.of(Part(2.0, 8, 0, 1), ZeroDivisionError("x"), attempts=3)
         writer.commit(Block(2.0, 8, 0), [], [failure])
     assert sum(make_plan(tiny(), MODEL, store).missing.values()) == 10
-    assert sum(make_plan(tiny(), MODEL, store, retry_failed=True).missing.values()) == 12
+    again = make_plan(tiny(), MODEL, store, retry_failed=True)
+    assert sum(again.missing.values()) == 12
+    assert (make_plan(tiny(), MODEL, store).failed, again.failed) == (2, 0)
 
 
 def test_the_forecast_of_disk_and_files_holds(full: Store) -> None:
