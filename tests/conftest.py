@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from hypothesis import settings
 from pipeline.part import Part, compute
 from pipeline.spec import Sweep
 from pipeline.store import Store, hand_in
+
+# Whoever starts us in the background may have us ignore Ctrl-C, and with us all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a machine that others use, an example may take its time.
 settings.register_profile("shared", deadline=None)
@@ -26,14 +30,6 @@ TINY = {
     "record": {"times": [0.3, 1.0]},
     "probe": {"times": [0.0, 1.0], "modes": 2},
 }
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a SLURM in one process."""
-    for item in items:
-        if "slurm" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 def tiny(**grid: Any) -> Sweep:

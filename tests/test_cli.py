@@ -211,7 +211,7 @@ def test_init_plan_status_open(here: Path) -> None:
 
 def test_status_while_it_runs() -> None:
     """From another terminal: who drives, how many cells are done and running, how fast."""
-    Path("long.toml").write_text(TINY.replace("t_max = 3.0", "t_max = 3000.0\ntrapped_below = 0"))
+    Path("long.toml").write_text(TINY.replace("t_max = 3.0", "t_max = 30000.0\ntrapped_below = 0"))
     run = start("run", "long.toml", "--store", "tiny.zarr", "--part-seconds", "0.01")
     try:
         wait_for(lambda: Store("tiny.zarr").progress().get("done", 0) > 0)

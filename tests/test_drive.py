@@ -33,7 +33,7 @@ BAD = Part(2.0, 8, 1, 1)
 def client() -> Iterator[Client]:
     """Two workers in this process, so that a test can change what they compute."""
     cluster = LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
     )
     with cluster, Client(cluster) as client:
         yield client

@@ -57,6 +57,9 @@ import os, sys, time
 if "distributed.cli.dask_worker" in sys.orig_argv:
     from pipeline import part
     real = part._compute_cell
+    def once():
+        marker = os.path.join(os.path.dirname(__file__), "happened")
+        return not os.path.exists(marker) and not open(marker, "w").close()
     def patched(recipe, alpha, N, seed):
         {extra}
         time.sleep({seconds})
@@ -327,13 +330,19 @@ def test_many_generations_of_workers(desk: Desk, other_desk: Desk) -> None:
     """Walltimes far shorter than the sweep: workers that end in time, and workers that are ended.
 
     One sweep has workers that believe in a walltime of a few seconds, and declines parts that
-    would not fit; another has real walltimes of a minute and parts whose length nobody foresaw, and
-    a job that came to its walltime is no early death.
+    would not fit; another has real walltimes of a minute and a part that hangs once, which nobody
+    foresaw, and a job that came to its walltime is no early death.
     """
     soon = "export ALPHASWEEP_WALLTIME_END=`date -d +8sec +%s`"
     desk.cluster(seconds=1, prologue=(soon,))
     short = SMALL | {"up_to_N": 12, "walltime": "1 min"}
-    other_desk.cluster(seconds=4, partition="short", classes=(short,), jobs=2, early_deaths=1)
+    other_desk.cluster(
+        extra="if (alpha, N, seed) == (2.0, 8, 3) and once(): time.sleep(1000)",
+        partition="short",
+        classes=(short,),
+        jobs=2,
+        early_deaths=1,
+    )
     last, first = other_desk.run(), desk.run()
     desk.ends(first)
     logs = list((desk.store.control / "cluster" / "logs").glob("*.err"))
