@@ -61,7 +61,7 @@ def sweep_of(alphas: int, sizes: int, seeds: int) -> Sweep:
 
 def widening(folder: Path) -> None:
     """Measure a widening in the middle of both axes."""
-    sweep, store = sweep_of(40, 12, 1000), Store(folder / "large.zarr")
+    sweep, store = sweep_of(50, 12, 1000), Store(folder / "large.zarr")
     with store.lock() as writer:
         writer.prepare(sweep)
         arrays = layout.open_arrays(store.path, "r+")
