@@ -49,6 +49,8 @@ class NoTimeLeftError(Exception):
 def compute_part(part: Part, seconds: float, *, parts_folder: Path, recipe: Recipe) -> float:
     """Task: compute a part and hand it in; the acknowledgement is the seconds it took.
 
+    The driver waits for the acknowledgement and never fetches it: the worker may be gone by then.
+
     Parameters
     ----------
     part : Part
