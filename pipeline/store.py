@@ -1,8 +1,8 @@
 """The store of a sweep: many readers, workers that hand in parts, and one writer.
 
     results.zarr/        Zarr v3, consolidated: the dataset, and nothing else (`pipeline.layout`)
-    results.zarr.run/    beside it: lock, parts/, errors/, progress.json, events.jsonl, a copy of the
-                         root zarr.json, and what a cluster needs
+    results.zarr.run/    beside it: lock, parts/, errors/, progress.json, events.jsonl, a copy of
+                         the root zarr.json, and what a cluster needs
 
 A worker hands in a part as one file, by an atomic rename. The writer, who holds the lock, commits a
 block (one alpha, one N, the seeds of one chunk): it merges the block's parts over what is there and
