@@ -256,16 +256,17 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Read every byte of a store, and say what is not sound in it. Exits 1 if anything is."""
-    from pipeline import verify as verification
+    from pipeline.repair import repair as mend
+    from pipeline.verify import verify as examine
 
     place = Store(store)
     with _reported_errors():
-        report = verification.verify(place)
+        report = examine(place)
         if repair:
             with place.lock() as writer:
-                done = verification.repair(writer, report)
+                done = mend(writer, report)
             typer.echo("\n".join(done), err=as_json)
-            report = verification.verify(place)
+            report = examine(place)
     typer.echo(report.to_json() if as_json else report.text())
     if not report.ok:
         raise typer.Exit(1)

@@ -1,13 +1,52 @@
-"""Files that are whole and on the disk, or not there at all."""
+"""Files that are whole and on the disk, or not there at all; and patience with a network's."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
+
+import tenacity
+
+# What a network file system says when its server is busy, restarts, or answered twice. Not a full
+# disk, a quota or a missing permission: these do not pass by themselves.
+_HICCUPS = (
+    errno.ESTALE,
+    errno.EIO,
+    errno.ETIMEDOUT,
+    errno.ENOENT,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+)
+_PATIENCE_SECONDS = 60.0
+
+
+def _is_hiccup(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _HICCUPS
+
+
+def _tell(state: tenacity.RetryCallState) -> None:
+    if state.attempt_number == 1 and state.outcome is not None:
+        logging.getLogger(__name__).warning(
+            "%s; trying again for up to %.0f s", state.outcome.exception(), _PATIENCE_SECONDS
+        )
+
+
+patient = tenacity.retry(
+    retry=tenacity.retry_if_exception(_is_hiccup),
+    wait=tenacity.wait_exponential(multiplier=0.1, max=10),
+    stop=tenacity.stop_after_delay(_PATIENCE_SECONDS),
+    before_sleep=_tell,
+    reraise=True,
+)
+"""Decorator of what can be repeated: tries again while a network file system has a hiccup."""
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:

@@ -37,7 +37,7 @@ import xarray as xr
 
 from pipeline import layout
 from pipeline.dataset import DONE, FAILED, cell_dtype, cell_variables
-from pipeline.files import replace, replace_text, sync
+from pipeline.files import patient, replace, replace_text, sync
 from pipeline.part import Cells, Part
 from pipeline.provenance import code_version, other_numbers
 from pipeline.spec import Sweep, SweepError, differences, union
@@ -76,6 +76,7 @@ class Failure:
         return cls(part, f"{type(error).__name__}: {error}", text, host, attempts)
 
 
+@patient
 def hand_in(folder: Path, part: Part, cells: Cells) -> None:
     """Write a part's file into the parts folder of a store: whole, or not there.
 
@@ -152,9 +153,18 @@ class Store:
         """Read a part's cells, of this type.
 
         None if there is no such file, or it is not whole (it has a checksum), or another sweep's.
+
+        Raises
+        ------
+        OSError
+            If the file system cannot read it: that says nothing about what is in it.
         """
         try:
-            with zipfile.ZipFile(self._part_file(part)) as file:
+            whole = self._part_file(part).read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            with zipfile.ZipFile(io.BytesIO(whole)) as file:
                 content = file.read("cells.npy")
             header = _header(dtype, len(part.seeds))
             if content.startswith(header):
@@ -321,6 +331,7 @@ class Writer:
             self._grid = None
             self.log("extend", cells=wider.cells - before)
 
+    @patient
     def collect(self) -> None:
         """Commit every part that waits for it; one that cannot be read, or has no place, goes."""
         grid = self._opened()
@@ -334,6 +345,7 @@ class Writer:
         for block, parts in waiting.items():
             self.commit(block, parts)
 
+    @patient
     def commit(
         self, block: Block, parts: Sequence[Part], failures: Sequence[Failure] = ()
     ) -> float:
@@ -388,11 +400,13 @@ class Writer:
         """Remove a part's file: it was committed, or cannot be read."""
         self.store._part_file(part).unlink(missing_ok=True)
 
+    @patient
     def say(self, **progress: Any) -> None:
         """Publish the driver's progress for `status` in another terminal."""
         said = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **progress}
         replace_text(self.store.control / "progress.json", json.dumps(said), durable=False)
 
+    @patient
     def log(self, event: str, **details: Any) -> None:
         """Append one line to the history."""
         entry = {

@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import layout
-from pipeline import verify as verify_module
+from pipeline import repair as repair_module
 from pipeline.dataset import DONE, MISSING, cell_variables
 from pipeline.part import Part, compute
 from pipeline.reading import open_sweep
+from pipeline.repair import repair
 from pipeline.store import Block, Failure, Store, StoreError, hand_in
-from pipeline.verify import Report, repair, verify
+from pipeline.verify import Report, verify
 from tests.conftest import bits, fill, parts_of, tiny
 
 # --- damages ----------------------------------------------------------------------------------
@@ -586,7 +587,7 @@ def test_a_repair_that_breaks_off_leaves_no_done_cell_unsound(
         raise RuntimeError("killed")
 
     with monkeypatch.context() as broken:
-        broken.setattr(verify_module, "sync", killed)
+        broken.setattr(repair_module, "sync", killed)
         with pytest.raises(RuntimeError):
             mend(full)
     assert full.status()[0, 0].tolist() == [MISSING] * 3
