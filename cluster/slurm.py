@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 _TIMEOUT_SECONDS = 60  # a busy slurmctld answers late; one that does not answer is an error
@@ -62,20 +61,17 @@ def command(*words: str, script: str | None = None) -> str:
     return done.stdout
 
 
-def listed(*, name: str | None = None, ids: Iterable[str] | None = None) -> dict[str, Listed]:
+def listed(*, name: str | None = None) -> dict[str, Listed]:
     """Return this user's jobs that are pending or running, by job id.
 
     Parameters
     ----------
     name : str, optional
         Only jobs of this name.
-    ids : iterable of str, optional
-        Only these.
     """
     by_name = [f"--name={name}"] if name else []
     lines = command("squeue", "-h", "-u", str(os.getuid()), *by_name, "-o", "%A|%T|%r").splitlines()
-    jobs = {job: Listed(*rest) for job, *rest in (line.split("|", 2) for line in lines)}
-    return jobs if ids is None else {job: jobs[job] for job in ids if job in jobs}
+    return {job: Listed(*rest) for job, *rest in (line.split("|", 2) for line in lines)}
 
 
 def ended(job: str) -> Ended:
@@ -88,9 +84,6 @@ def ended(job: str) -> Ended:
     return Ended(field.get("JobState", ""), field.get("ExitCode", ""), field.get("NodeList", ""))
 
 
-def cancel(*, name: str | None = None, ids: Iterable[str] = ()) -> None:
-    """Cancel this user's jobs of a name, and jobs by id, pending or running; none is fine too."""
-    if name:
-        command("scancel", "--quiet", "-u", str(os.getuid()), f"--name={name}")
-    if ids := list(ids):
-        command("scancel", "--quiet", *ids)
+def cancel(*, name: str) -> None:
+    """Cancel this user's jobs of a name, pending or running; none is fine too."""
+    command("scancel", "--quiet", "-u", str(os.getuid()), f"--name={name}")

@@ -6,7 +6,6 @@ A driver on a login node ends with the session, or with the patience of the admi
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 from cluster import slurm
@@ -94,8 +93,9 @@ trap 'kill -TERM $driver' TERM
 while kill -0 $driver 2>/dev/null; do wait $driver; done
 wait $driver
 status=$?
-if [ $status -eq {again} ]; then scontrol requeue $SLURM_JOB_ID && exit 0; fi
-exit $status
+if [ $status -ne {again} ]; then exit $status; fi
+# SLURM's controller may be busy or away for a moment; the walltime is the limit.
+until scontrol requeue $SLURM_JOB_ID; do sleep 5; done
 """
 
 
@@ -108,15 +108,3 @@ def submit(script: str) -> str:
         If there is no sbatch, or if it refuses.
     """
     return slurm.command("sbatch", "--parsable", script=script).strip().split(";")[0]
-
-
-def cancel(jobs: Iterable[str]) -> None:
-    """Cancel jobs by id; those that are over are no error."""
-    slurm.cancel(ids=jobs)
-
-
-def job_state(jobs: Iterable[str]) -> dict[str, str]:
-    """Return the state of jobs by id, such as "PENDING" or "COMPLETED"; "" if SLURM forgot it."""
-    jobs = list(jobs)
-    there = slurm.listed(ids=jobs)
-    return {job: there[job].state if job in there else slurm.ended(job).state for job in jobs}

@@ -21,6 +21,7 @@ from pipeline import terminal
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.files import replace_text
 from pipeline.plan import MARGIN, SECONDS_PER_PART, Plan, calibrate, make_plan
+from pipeline.provenance import code_version
 from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
 from pipeline.store import Store, StoreError, Writer, wider_sweep
 from pipeline.terminal import say
@@ -39,8 +40,6 @@ _SAME_VERSIONS = ("alphasweep", "numpy", "scipy", "distributed", "dask", "cloudp
 _SAME_FILES = ("kernels", "pipeline")
 
 app = typer.Typer(
-    help="Gradient descent on phase retrieval over a grid (alpha, N, seed), and its log N "
-    "threshold. Start with: alphasweep run quick",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -74,6 +73,30 @@ MixOption = Annotated[
     bool,
     typer.Option("--other-numbers", help="Go on with code that gives other numbers, and mix them."),
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alphasweep {code_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def verbs(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Say which code this is.",
+        ),
+    ] = False,
+) -> None:
+    """Gradient descent on phase retrieval over a grid (alpha, N, seed), and its log N threshold.
+
+    Start with: alphasweep run quick
+    """
 
 
 @app.command()
@@ -530,7 +553,7 @@ def _driver_job(store: Store) -> dict[str, str] | None:
 
     job = (store.control / _SUBMITTED).read_text()
     try:
-        found = slurm.listed(ids=[job]).get(job)
+        found = slurm.listed().get(job)
     except slurm.ClusterError as error:
         return {"id": job, "state": "UNKNOWN", "reason": str(error)}
     return {"id": job, "state": found.state, "reason": found.reason} if found else None

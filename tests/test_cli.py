@@ -202,6 +202,10 @@ def test_init_plan_status_open(here: Path) -> None:
         "done": 24, "running": 0, "failed": 0, "missing": 0, "cells": 24
     }  # fmt: skip
     assert "rate" in found
+    (version,) = json.loads(alphasweep("status", "tiny.zarr", "--history", "--json").stdout)[
+        "versions"
+    ]
+    assert alphasweep("--version").stdout == f"alphasweep {version}\n"
     opened = alphasweep("open", "tiny.zarr")
     assert "lambda_min" in opened.stdout
     scope: dict[str, Any] = {}

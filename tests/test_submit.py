@@ -32,11 +32,13 @@ def script(folder: Path, code: str, **changes: Any) -> str:
     )
 
 
-def run(folder: Path, code: str, send: int | None = None) -> tuple[int, str, list[str]]:
+def run(
+    folder: Path, code: str, send: int | None = None, answer: str = ""
+) -> tuple[int, str, list[str]]:
     """Run a script without SLURM; return its status, its output, and what scontrol was asked."""
     asked = folder / "asked"
     asked.touch()
-    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{answer}\nexit 0\n')
     (folder / "scontrol").chmod(0o755)
     path = f"{folder}:/usr/bin:/bin"
     with subprocess.Popen(
@@ -83,6 +85,18 @@ def test_more_to_do(tmp_path: Path) -> None:
     """A driver that has more to do is put back into the queue."""
     status, _, asked = run(tmp_path, f"print('on'); exit({REQUEUE_STATUS})")
     assert (status, asked) == (0, ["requeue 7"])
+
+
+def test_a_controller_that_is_away(tmp_path: Path) -> None:
+    """A driver is put back into the queue when SLURM's controller answers again."""
+    down = tmp_path / "down"
+    down.touch()
+    status, _, asked = run(
+        tmp_path,
+        f"print('on'); exit({REQUEUE_STATUS})",
+        answer=f"test -e {down} && rm {down} && exit 1",
+    )
+    assert (status, asked) == (0, ["requeue 7", "requeue 7"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster import slurm as commands
 from cluster.slurm import ClusterError
-from cluster.submit import REQUEUE_STATUS, cancel, driver_script, job_state, submit
+from cluster.submit import REQUEUE_STATUS, driver_script, submit
 from tests.slurm.conftest import Slurm, profile, until
 
 DRIVER = f"""
@@ -38,8 +39,9 @@ def script(folder: Path, arguments: list[str]) -> str:
 
 
 def state(job: str) -> str:
-    """Return the state of a job."""
-    return job_state([job])[job]
+    """Return the state of a job, also of one that is over."""
+    there = commands.listed()
+    return there[job].state if job in there else commands.ended(job).state
 
 
 def test_driver_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_cancelled_driver(slurm: Slurm, tmp_path: Path) -> None:
     log = tmp_path / "log"
     job = submit(script(tmp_path, [str(tmp_path / "runs")]))
     until(lambda: log.exists() and "run 1" in log.read_text(), seconds=20, what="the driver")
-    cancel([job])
+    commands.cancel(name="driver")
     until(lambda: not slurm.processes(job), seconds=10, what="the end of its processes")
     assert "told SIGTERM" in log.read_text()
     assert state(job) == "CANCELLED"
