@@ -72,7 +72,7 @@ def test_cancelled_driver(slurm: Slurm, tmp_path: Path) -> None:
     commands.cancel(name="driver")
     until(lambda: not slurm.processes(job), seconds=10, what="the end of its processes")
     assert "told SIGTERM" in log.read_text()
-    assert state(job) == "CANCELLED"
+    until(lambda: state(job) == "CANCELLED", seconds=10, what="the end of the job")
 
 
 def test_refused_driver(slurm: Slurm) -> None:
