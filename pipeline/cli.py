@@ -215,7 +215,9 @@ def cancel(store: StoreArgument) -> None:
         elif pid:
             os.kill(pid, signal.SIGTERM)
         elif place.holder():
-            _fail(f"{place.holder()} drives {place.path}, and is no job of SLURM: stop it there.")
+            _fail(
+                f"{place.path} is driven by {place.holder()}; it is no job of SLURM: stop it there."
+            )
         with place.lock(wait=True) as writer:
             end(_run_directory(place), queued=queued)
             writer.collect()

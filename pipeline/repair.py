@@ -180,10 +180,6 @@ class _Repair:
         replace(finding.where, lambda file: file.writelines(good))
         return f"{len(lines) - len(good)} lines removed"
 
-    def _progress(self, finding: Finding) -> str:
-        finding.where.unlink(missing_ok=True)
-        return "removed"
-
     def _named(self, file: Path) -> tuple[str | None, Place]:
         """Variable and place of a chunk's file; None if the grid has no such file now."""
         name, match = file.parent.name, CHUNK.fullmatch(file.name)

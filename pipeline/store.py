@@ -221,7 +221,7 @@ class Store:
             return None
         if self._silence() > LEASE_SECONDS:
             return None
-        return _describe(lease)
+        return self._describe(lease)
 
     def holder_here(self) -> int | None:
         """Return the process that drives the store, if it is one of this machine."""
@@ -262,10 +262,13 @@ class Store:
         except filelock.Timeout:
             raise StoreError(
                 f"store {self.path} must have one driver at a time; it is in use by "
-                f"{_describe(lease)}: wait for it, or stop it first."
+                f"{self._describe(lease)}: wait for it, or stop it first."
             ) from None
         try:
-            yield Writer(self, lease)
+            writer = Writer(self, lease)
+            with suppress(OSError):  # a full disk: who drives is then told without since when
+                writer.say()
+            yield writer
         finally:
             lease.release()
 
@@ -275,6 +278,17 @@ class Store:
     def _lease(self) -> filelock.SoftFileLease:
         return filelock.SoftFileLease(
             self.control / "lock", lease_duration=LEASE_SECONDS, thread_local=False, timeout=0
+        )
+
+    def _describe(self, lease: filelock.SoftFileLease) -> str:
+        owner, said = lease.owner, self.progress()
+        if owner is None:
+            return "a process that has just ended"
+        is_its_own = (said.get("host"), said.get("pid")) == (owner.hostname, owner.pid)
+        since = f", since {_moment(said['since'])}" if is_its_own and "since" in said else ""
+        silence = max(0.0, self._silence())
+        return (
+            f"process {owner.pid} on {owner.hostname}{since}, last sign of life {silence:.0f} s ago"
         )
 
     def _silence(self) -> float:
@@ -291,6 +305,7 @@ class Writer:
     def __init__(self, store: Store, lease: filelock.SoftFileLease) -> None:
         self.store = store
         self._lease = lease
+        self._since = time.time()
         self._grid: _Grid | None = None
 
     def prepare(self, sweep: Sweep, *, mix: bool = False) -> None:
@@ -402,8 +417,9 @@ class Writer:
 
     @patient
     def say(self, **progress: Any) -> None:
-        """Publish the driver's progress for `status` in another terminal."""
-        said = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **progress}
+        """Publish who drives the store, and how far, for `status` in another terminal."""
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since}
+        said = {**who, "time": time.time(), **progress}
         replace_text(self.store.control / "progress.json", json.dumps(said), durable=False)
 
     @patient
@@ -461,8 +477,8 @@ class Writer:
         if owner is None or owner.token != self._lease.token:
             raise StoreError(
                 f"store {self.store.path} must have one driver at a time; it was taken over by "
-                f"{_describe(self._lease)} while this process gave no sign of life. Nothing was "
-                "lost: let that one go on, or stop it and run again."
+                f"{self.store._describe(self._lease)} while this process gave no sign of life. "
+                "Nothing was lost: let that one go on, or stop it and run again."
             )
 
 
@@ -563,6 +579,5 @@ def wider_sweep(store: Store, sweep: Sweep) -> Sweep:
     return union(stored, sweep)
 
 
-def _describe(lease: filelock.SoftFileLease) -> str:
-    owner = lease.owner
-    return f"process {owner.pid} on {owner.hostname}" if owner else "a process that has just ended"
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

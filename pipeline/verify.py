@@ -399,7 +399,8 @@ def _control_files(store: Store) -> Iterator[Finding]:
         try:
             read_object(progress)
         except UnsoundError as error:
-            yield Finding("progress", "leftover", progress, str(error), "Repair removes it")
+            todo = "Repair, or the next driver, writes it again"
+            yield Finding("progress", "leftover", progress, str(error), todo)
     if _names_nobody(store):
         what = "a lock that names nobody"
         todo = "The next driver takes it over when it is a minute old"

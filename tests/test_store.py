@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +234,7 @@ def test_a_commit_that_breaks_off_anywhere_leaves_no_half_done_cell(
     with monkeypatch.context() as broken:
         broken.setattr(os, "replace", crash)
         broken.setattr(Path, "replace", crash)
-        with store.lock() as writer, suppress(OSError):
+        with suppress(OSError), store.lock() as writer:
             writer.collect()
     if store.status()[0, 0, 0] == DONE:
         assert bits(store.path, alpha=2.0, N=8) == full_bits
@@ -435,13 +439,22 @@ def test_something_else_at_the_path_is_refused(store: Store, kind: str) -> None:
 
 
 def test_one_driver_at_a_time(full: Store) -> None:
-    """A second driver is told who has the store; when the first ends, it may."""
+    """A second one is told who has the store, where, since when, and when it was last heard of."""
+    began = time.time()
     with full.lock():
         assert f"process {os.getpid()}" in str(full.holder())
         script = f"from pipeline.store import Store\nwith Store({str(full.path)!r}).lock(): pass"
         second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert second.returncode != 0
-        assert f"it is in use by process {os.getpid()} on" in second.stderr
+        told = re.search(
+            rf"it is in use by process {os.getpid()} on {socket.gethostname()}, "
+            r"since (\S+ \S+) UTC, last sign of life (\d+) s ago",
+            second.stderr,
+        )
+        assert told, second.stderr
+        since = datetime.strptime(told[1], "%Y-%m-%d %H:%M").replace(tzinfo=UTC).timestamp()
+        assert began - 60 <= since <= time.time()
+        assert int(told[2]) <= 60
     assert full.holder() is None
     with full.lock():
         pass

@@ -395,11 +395,13 @@ def test_garbage_in_the_log_of_events(full: Store, expected: dict[str, Any]) -> 
 
 
 def test_garbage_in_progress(full: Store) -> None:
-    """It is found, removed, and never shown."""
+    """It is found, never shown, and written again by who takes the lock."""
     (full.control / "progress.json").write_bytes(b"\xff\xfe{")
     assert kinds(verify(full), "leftover") == {"progress"}
+    assert full.progress() == {}
     mend(full)
-    assert not (full.control / "progress.json").exists()
+    assert kinds(verify(full), "leftover") == set()
+    assert full.progress()["pid"] == os.getpid()
 
 
 def test_garbage_in_the_lock(full: Store) -> None:
