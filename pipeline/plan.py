@@ -51,7 +51,7 @@ class CostModel:
     correction : float
         Ratio of real to predicted seconds in the store, 1 without experience.
     known : dict
-        Mean seconds of finished cells by (alpha, N).
+        Mean seconds of finished cells by (alpha, N), see `Store.mean_seconds`.
     """
 
     flop_seconds: npt.NDArray[np.float64]
@@ -81,11 +81,10 @@ def calibrate(recipe: Recipe, store: Store | None = None) -> CostModel:
     model = CostModel(rates, 1.0, {})
     if store is None:
         return model
-    grid, seconds = store.sweep().grid, store.seconds()
-    counted = np.isfinite(seconds).sum(axis=2)
-    mean = np.nansum(seconds, axis=2) / np.maximum(counted, 1)
+    grid, mean = store.sweep().grid, store.mean_seconds()
     known = {
-        (grid.alpha[i], grid.N[j]): float(mean[i, j]) for i, j in np.argwhere(counted).tolist()
+        (grid.alpha[i], grid.N[j]): float(mean[i, j])
+        for i, j in np.argwhere(np.isfinite(mean)).tolist()
     }
     ratios = [spent / model.seconds(recipe, *cell) for cell, spent in known.items()]
     return CostModel(rates, float(np.median(ratios)) if ratios else 1.0, known)

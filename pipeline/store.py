@@ -137,9 +137,17 @@ class Store:
         """Status of every cell, (alpha, N, seed): 0 missing, 1 done, 2 failed."""
         return np.asarray(layout.open_arrays(self.path)["status"][...])
 
-    def seconds(self) -> npt.NDArray[np.float64]:
-        """Seconds every cell took, (alpha, N, seed); NaN where not computed."""
-        return np.asarray(layout.open_arrays(self.path)["seconds"][...])
+    def mean_seconds(self) -> npt.NDArray[np.float64]:
+        """Mean seconds of a cell, (alpha, N), in the first chunk with any; NaN where none is."""
+        array = layout.open_arrays(self.path)["seconds"]
+        mean = np.full(array.shape[:2], np.nan)
+        for place in np.ndindex(mean.shape):
+            for first in range(0, array.shape[2], array.chunks[2]):
+                seconds = np.asarray(array[(*place, slice(first, first + array.chunks[2]))])
+                if np.isfinite(seconds).any():
+                    mean[place] = np.nanmean(seconds)
+                    break
+        return mean
 
     def parts(self) -> list[Part]:
         """List parts that were handed in and are not yet committed, in order of their names."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import layout
 from pipeline.layout import seeds_per_chunk
 from pipeline.part import Part, compute
 from pipeline.plan import CostModel, Plan, calibrate, make_plan
@@ -137,13 +139,25 @@ def test_the_forecast_of_disk_and_files_holds(full: Store) -> None:
 
 def test_experience_replaces_the_forecast(full: Store) -> None:
     """Cells that were computed are predicted by their own mean, others corrected by the ratio."""
-    seconds = full.seconds()
+    seconds = full.open().seconds.values
     model = calibrate(tiny().recipe, full)
     assert model.seconds(tiny().recipe, 2.0, 8) == pytest.approx(seconds[0, 0].mean())
     bound = CostModel(model.flop_seconds, 1.0, {})
     ratio = model.seconds(tiny().recipe, 9.0, 8) / bound.seconds(tiny().recipe, 9.0, 8)
     assert ratio == pytest.approx(model.correction)
     assert model.correction != 1.0
+
+
+def test_experience_is_found_in_whatever_chunk_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first seeds are missing, it is that of the next; where all are, there is none."""
+    monkeypatch.setattr(layout, "_RUNS_PER_CHUNK", 2)  # a seed a chunk
+    fill(store := Store(tmp_path / "tiny.zarr"), tiny(), [Part(2.0, 8, 1, 1), Part(4.0, 12, 2, 2)])
+    seconds, mean = store.open().seconds.values, store.mean_seconds()
+    assert mean[0, 0] == seconds[0, 0, 1]
+    assert mean[1, 1] == seconds[1, 1, 2]
+    assert np.isnan(mean[[0, 1], [1, 0]]).all()
 
 
 def test_ten_million_cells_fit() -> None:
