@@ -366,7 +366,9 @@ def test_a_second_driver_is_told_who_has_the_store() -> None:
     """And the first goes on undisturbed."""
     first = start("run", "quick")
     wait_for(lambda: Store("quick.zarr").holder() is not None)
+    first.send_signal(signal.SIGSTOP)  # or it may be through before the second has started
     second = alphasweep("run", "quick")
+    first.send_signal(signal.SIGCONT)
     said, _ = first.communicate()
     assert first.returncode == 0, said
     assert second.returncode == 1
