@@ -214,10 +214,8 @@ def cancel(store: StoreArgument) -> None:
             slurm.cancel(name=name)
         elif pid:
             os.kill(pid, signal.SIGTERM)
-        elif place.holder():
-            _fail(
-                f"{place.path} is driven by {place.holder()}; it is no job of SLURM: stop it there."
-            )
+        elif driver := place.holder():
+            _fail(f"{place.path} is driven by {driver}; it is no job of SLURM: stop it there.")
         with place.lock(wait=True) as writer:
             end(_run_directory(place), queued=queued)
             writer.collect()

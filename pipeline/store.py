@@ -356,7 +356,7 @@ class Writer:
 
     @patient
     def collect(self) -> None:
-        """Commit every part that waits for it; one that cannot be read, or has no place, goes."""
+        """Commit every part that waits for it; one that is not whole, or has no place, goes."""
         grid = self._opened()
         waiting: dict[Block, list[Part]] = {}
         for part in self.store.parts():
@@ -420,7 +420,7 @@ class Writer:
         return sum(float(cells["seconds"].sum()) for _, cells in loaded)
 
     def discard(self, part: Part) -> None:
-        """Remove a part's file: it was committed, or cannot be read."""
+        """Remove a part's file: it was committed, or is of no use."""
         self.store._part_file(part).unlink(missing_ok=True)
 
     @patient

@@ -120,7 +120,7 @@ def test_failed_cells_are_retried_on_request(
 def test_a_part_that_fails_once_is_no_failure(
     store: Store, full: Store, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hiccup of a file system costs a second attempt, not a cell."""
+    """A hiccup that outlasts all patience costs a second attempt, not a cell."""
     tried: Counter[Part] = Counter()
     real = graph.hand_in
 
