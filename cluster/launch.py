@@ -81,12 +81,16 @@ def local(workers: int) -> Iterator[Client]:
     workers : int
         Number of processes, >= 1.
     """
+    # Scratch directories stay empty: that a busy disk is slow to make them is nothing to tell.
+    slow_disk = "Creating scratch directories"
     settings = {
-        "distributed.nanny.pre-spawn-environ": _ONE_THREAD,
+        "distributed.nanny.pre-spawn-environ": _ONE_THREAD
+        | {"PYTHONWARNINGS": f"ignore:{slow_disk}"},
         "distributed.admin.tick.limit": _TICK_LIMIT,
         "distributed.worker.memory.terminate": 0.95,
     }
-    with dask.config.set(settings), _quiet():
+    with dask.config.set(settings), _quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=slow_disk)
         try:
             cluster = LocalCluster(
                 n_workers=workers,
