@@ -20,6 +20,7 @@ import os
 import socket
 import time
 import traceback
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -43,6 +44,7 @@ from pipeline.provenance import code_version, other_numbers
 from pipeline.spec import Sweep, SweepError, differences, union
 
 LEASE_SECONDS = 60.0  # a driver that shows no sign of life for so long may be taken over
+_PID_NAMESPACE_OF_THE_HOST = 0xEFFFFFFC  # PID_NS_INIT_INO of Linux
 
 
 class StoreError(RuntimeError):
@@ -225,17 +227,14 @@ class Store:
         owner = lease.owner
         if owner is None:
             return None
-        if owner.hostname == socket.gethostname() and not psutil.pid_exists(owner.pid):
-            return None
-        if self._silence() > LEASE_SECONDS:
+        if _has_died(owner) or self._silence() > LEASE_SECONDS:
             return None
         return self._describe(lease)
 
     def holder_here(self) -> int | None:
         """Return the process that drives the store, if it is one of this machine."""
         owner = self._lease().owner
-        local = owner is not None and owner.hostname == socket.gethostname()
-        return owner.pid if owner and local and psutil.pid_exists(owner.pid) else None
+        return owner.pid if owner and _is_here(owner) and not _has_died(owner) else None
 
     @contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[Writer]:
@@ -257,21 +256,12 @@ class Store:
         self.parts_folder.mkdir(parents=True, exist_ok=True)
         self.errors_folder.mkdir(exist_ok=True)
         lease = self._lease()
-        with suppress(FileNotFoundError):
-            # A driver that was killed between making its lock and filling it.
-            if self._silence() > LEASE_SECONDS and not (self.control / "lock").stat().st_size:
-                (self.control / "lock").unlink()
-        try:
-            # Who seems dead has to be watched for as long as a lease lasts before it is taken over.
-            # And who has just taken it needs a moment to say who it is.
-            patience = 1.5 * LEASE_SECONDS if self._silence() > LEASE_SECONDS else 1
-            patience = -1 if wait else patience
-            lease.acquire(timeout=patience)
-        except filelock.Timeout:
-            raise StoreError(
-                f"store {self.path} must have one driver at a time; it is in use by "
-                f"{self._describe(lease)}: wait for it, or stop it first."
-            ) from None
+        while not self._take(lease):
+            if not wait:
+                raise StoreError(
+                    f"store {self.path} must have one driver at a time; it is in use by "
+                    f"{self._describe(lease)}: wait for it, or stop it first."
+                )
         try:
             writer = Writer(self, lease)
             with suppress(OSError):  # a full disk: who drives is then told without since when
@@ -288,16 +278,45 @@ class Store:
             self.control / "lock", lease_duration=LEASE_SECONDS, thread_local=False, timeout=0
         )
 
+    def _take(self, lease: filelock.SoftFileLease) -> bool:
+        """Try to take the lock, also from one who is dead, and say whether that worked."""
+        seen, silent = self._mark(), self._silence() > LEASE_SECONDS
+        try:
+            # Who seems dead has to be watched for as long as a lease lasts before it is taken over.
+            # And who has just taken it needs a moment to say who it is.
+            lease.acquire(timeout=1.5 * LEASE_SECONDS if silent else 1)
+        except filelock.Timeout:
+            if self._mark() != seen or not (silent or _has_died(lease.owner)):
+                return False
+            # The library takes over by swapping two names, which network file systems cannot.
+            self._put_aside(seen)
+            with suppress(filelock.Timeout):
+                lease.acquire(timeout=1)
+        return lease.is_locked
+
+    def _put_aside(self, dead: tuple[int, int] | None) -> None:
+        """Remove a dead driver's lock, and no other."""
+        lock = self.control / "lock"
+        aside = self.parts_folder / f".lock.{uuid.uuid4().hex[:8]}"
+        with suppress(FileNotFoundError):
+            lock.rename(aside)
+            if _mark_of(aside) != dead:  # another was quicker, and this is his: he does not notice
+                with suppress(FileExistsError):
+                    os.link(aside, lock)
+            aside.unlink()
+
+    def _mark(self) -> tuple[int, int] | None:
+        return _mark_of(self.control / "lock")
+
     def _describe(self, lease: filelock.SoftFileLease) -> str:
         owner, said = lease.owner, self.progress()
         if owner is None:
             return "a process that has just ended"
-        is_its_own = (said.get("host"), said.get("pid")) == (owner.hostname, owner.pid)
+        host = owner.hostname.partition("?")[0]
+        is_its_own = (said.get("host"), said.get("pid")) == (host, owner.pid)
         since = f", since {_moment(said['since'])}" if is_its_own and "since" in said else ""
         silence = max(0.0, self._silence())
-        return (
-            f"process {owner.pid} on {owner.hostname}{since}, last sign of life {silence:.0f} s ago"
-        )
+        return f"process {owner.pid} on {host}{since}, last sign of life {silence:.0f} s ago"
 
     def _silence(self) -> float:
         """Seconds since the lock was last refreshed, by this host's clock; 0 if there is none."""
@@ -305,6 +324,30 @@ class Store:
             return time.time() - (self.control / "lock").stat().st_mtime
         except OSError:
             return 0.0
+
+
+def _mark_of(lock: Path) -> tuple[int, int] | None:
+    """Tell locks, and signs of life, apart; None if there is no lock."""
+    try:
+        found = lock.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _is_here(owner: filelock.OwnerRecord) -> bool:
+    """Whether a lock's owner is, or was, a process that this one can see."""
+    try:  # to the name of the host filelock adds the PID namespace, in a container
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        namespace = _PID_NAMESPACE_OF_THE_HOST
+    suffix = "" if namespace == _PID_NAMESPACE_OF_THE_HOST else f"?pidns-{namespace:x}"
+    return bool(owner.hostname == socket.gethostname() + suffix)
+
+
+def _has_died(owner: filelock.OwnerRecord | None) -> bool:
+    """Whether a lock's owner was a process here that is no more."""
+    return owner is not None and _is_here(owner) and not psutil.pid_exists(owner.pid)
 
 
 class Writer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,14 @@ def fill(store: Store, sweep: Sweep, parts: list[Part]) -> None:
         for part in parts:
             hand_in(store.parts_folder, part, compute(sweep.recipe, part))
         writer.collect()
+
+
+def seen_by(seen: Sequence[int], number: int) -> None:
+    """Wait until a reader has seen so many cells done: a writer may be through before it looks."""
+    end = time.monotonic() + 120
+    while number not in seen:
+        assert time.monotonic() < end, f"{number} cells done: not seen"
+        time.sleep(0.01)
 
 
 def bits(path: Path | str, **at: Any) -> dict[str, tuple[Any, bytes]]:

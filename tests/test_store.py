@@ -447,7 +447,7 @@ def test_one_driver_at_a_time(full: Store) -> None:
         second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert second.returncode != 0
         told = re.search(
-            rf"it is in use by process {os.getpid()} on {socket.gethostname()}, "
+            rf"it is in use by process {os.getpid()} on {re.escape(socket.gethostname())}, "
             r"since (\S+ \S+) UTC, last sign of life (\d+) s ago",
             second.stderr,
         )
@@ -460,11 +460,31 @@ def test_one_driver_at_a_time(full: Store) -> None:
         pass
 
 
+def test_a_lock_that_lives_is_put_back(full: Store) -> None:
+    """Who was quicker to take a dead driver's lock keeps his, though it was moved for a moment."""
+    with full.lock() as writer:
+        mine = (full.control / "lock").stat().st_ino
+        full._put_aside((1, 1))
+        assert (full.control / "lock").stat().st_ino == mine
+        writer.prepare(tiny())
+    assert list(full.parts_folder.iterdir()) == []
+
+
+@pytest.fixture(params=["on a disk", "on a network file system"])
+def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that can swap two names in one step, which filelock wants, or cannot."""
+    if request.param == "on a network file system":
+        for module in ("_soft", "_util"):
+            place = f"filelock.{module}.exchange_names"
+            monkeypatch.setattr(place, lambda source, target: False, raising=False)
+
+
+@pytest.mark.usefixtures("anywhere")
 def test_a_dead_driver_is_taken_over(full: Store) -> None:
     """A driver that was killed holds nothing."""
     script = (
         "import time\nfrom pipeline.store import Store\n"
-        f"with Store({str(full.path)!r}).lock(): print('mine', flush=True); time.sleep(60)"
+        f"with Store({str(full.path)!r}).lock(): print('mine', flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert first.stdout is not None
@@ -478,8 +498,12 @@ def test_a_dead_driver_is_taken_over(full: Store) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"\xff\x00"])
-def test_an_old_lock_that_names_nobody_is_taken_over(full: Store, garbage: bytes) -> None:
+@pytest.mark.usefixtures("anywhere")
+def test_an_old_lock_that_names_nobody_is_taken_over(
+    full: Store, garbage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a driver left that was killed while it made its lock, or a disk that was full."""
+    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.5)
     lock = full.control / "lock"
     lock.write_bytes(garbage)
     os.utime(lock, (0, 0))
@@ -487,6 +511,7 @@ def test_an_old_lock_that_names_nobody_is_taken_over(full: Store, garbage: bytes
         writer.prepare(tiny())
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_a_stalled_driver_that_comes_back_does_not_write(
     full: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,8 +535,8 @@ with store.Store({str(full.path)!r}).lock() as writer:
     os.waitpid(first.pid, os.WUNTRACED)
     lock = full.control / "lock"
     os.utime(lock, (0, 0))  # as if it had been silent for long
-    with full.lock():
+    with full.lock(wait=True):
         first.send_signal(signal.SIGCONT)
-        said, _ = first.communicate(timeout=30)
+        said, _ = first.communicate(timeout=120)
     assert "it was taken over by process" in said
     assert f"process {os.getpid()}" in said
