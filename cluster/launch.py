@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +66,7 @@ _CLUSTERS = {
     "htcondor": "HTCondorCluster",
 }
 _POLL_SECONDS = 3.0  # between two looks at the queue
-_CLOSE_SECONDS = 15.0
+_CLOSE_SECONDS = 60.0
 
 
 @contextmanager
@@ -113,8 +113,8 @@ def local(workers: int) -> Iterator[Client]:
                 process = getattr(nanny, "process", None)
                 if process is not None and process.process is not None:
                     process.process.kill()
-            client.close(timeout=2)
-            cluster.close(timeout=5)
+            _close(client)
+            _close(cluster)
 
 
 class Cluster:
@@ -359,9 +359,15 @@ def _fleet(
                 refused=refused,
             )
         finally:
-            client.close(timeout=2)
+            _close(client)
     finally:
-        cluster.close(timeout=_CLOSE_SECONDS)
+        _close(cluster)
+
+
+def _close(one: Any) -> None:
+    """Close a client or cluster of Dask. What was computed is safe: to be late is no error."""
+    with suppress(TimeoutError):
+        one.close(timeout=_CLOSE_SECONDS)
 
 
 def _settings(profile: Profile, size: SizeClass, directory: Path) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Status
 
 from cluster import preflight as preflight_module
 from cluster.crew import Crew
-from cluster.launch import WALLTIME_END, ClusterError, job_name, job_script, launch
+from cluster.launch import WALLTIME_END, ClusterError, job_name, job_script, launch, local
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
 
@@ -153,6 +156,16 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         state = cluster.state()["one"]
         assert (state["running"], state["workers"], state["died"]) == (1, 1, 0)
         yield cluster.client("one")
+
+
+def test_a_machine_that_stalls() -> None:
+    """That Dask is late to close is no error, and then there is no process left."""
+    with local(1) as client:
+        cluster = client.cluster
+        (pid,) = client.run(os.getpid).values()
+        client.loop.add_callback(time.sleep, 4)
+    assert cluster.status == Status.closed
+    assert not psutil.pid_exists(pid)
 
 
 def test_nobody_works_unexamined(tmp_path: Path) -> None:
