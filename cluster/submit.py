@@ -86,10 +86,10 @@ _SCRIPT = """\
 #!/usr/bin/env bash
 {header}
 {prologue}
+trap 'kill -USR1 $!' USR1
+trap 'kill -TERM $! || exit 143' TERM
 {command} &
 driver=$!
-trap 'kill -USR1 $driver' USR1
-trap 'kill -TERM $driver' TERM
 while kill -0 $driver 2>/dev/null; do wait $driver; done
 wait $driver
 status=$?
