@@ -317,14 +317,17 @@ class _Run:
             self._buried.add(death.job)
             for key in death.tasks:
                 if key.partition("#")[0] and death.state not in _NOT_THE_PARTS_FAULT:
-                    self._suspect(part_of(key), death)
+                    self._suspect(key, death)
 
-    def _suspect(self, part: Part, death: Death) -> None:
+    def _suspect(self, key: str, death: Death) -> None:
         """Blame a part for the death of a worker that had it in hand."""
+        part = part_of(key)
         place = next((k for k, t in enumerate(self._traffic) if part in t.running), None)
         if place is None:
             return  # another worker has finished it meanwhile
         traffic = self._traffic[place]
+        if traffic.running[part][1].key != key:
+            return  # Dask had run it again before we knew; it is with larger workers by now
         timed_out = death.state == "TIMEOUT"
         count = self._timeouts if timed_out else self._killed
         count[part] += 1

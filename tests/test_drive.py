@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 
 from pipeline import graph
 from pipeline.dataset import DONE, FAILED, MISSING
@@ -33,7 +33,11 @@ BAD = Part(2.0, 8, 1, 1)
 def client() -> Iterator[Client]:
     """Two workers in this process, so that a test can change what they compute."""
     cluster = LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+        memory_limit=None,  # both would count all that this process has
     )
     with cluster, Client(cluster) as client:
         yield client
@@ -207,30 +211,31 @@ class Crew:
         """Say something."""
         return {"only": {"died": len(self.deaths), "core_seconds": 0.0}}
 
-    def lose(self, part: Part, state: str) -> None:
-        """Report one more worker dead with this part in hand."""
-        self.deaths.append(Gone(str(len(self.deaths)), state, (f"{part.name}#key",)))
+    def lose(self, key: str, state: str) -> None:
+        """Report one more worker dead with this task in hand."""
+        self.deaths.append(Gone(str(len(self.deaths)), state, (key,)))
 
 
 class Hang:
     """Makes BAD hang until it is released, as on a worker that was lost."""
 
     def __init__(self) -> None:
-        self.started, self.released = Event(), Event()
+        self.keys: list[str] = []
+        self.released = Event()
 
     def compute(self, recipe: Recipe, part: Part) -> Any:
         """Compute a part, sooner or later."""
         if part == BAD:
-            self.started.set()
-            self.released.wait(60)
+            self.keys.append(str(get_worker().get_current_task()))
+            self.released.wait(600)
         return compute(recipe, part)
 
     def lose(self, crew: Crew, state: str, times: int) -> None:
         """Let BAD lose its worker so often, once it runs; then let go of the threads."""
         if len(crew.deaths) == times:
             self.released.set()
-        elif self.started.is_set():
-            crew.lose(BAD, state)
+        elif self.keys:
+            crew.lose(self.keys[-1], state)
 
 
 @pytest.fixture
@@ -266,7 +271,15 @@ def test_a_part_that_kills_its_worker_gets_a_larger_one_then_fails(
         return real(client, folder, recipe, parts, **kwargs)
 
     monkeypatch.setattr("pipeline.drive.submit_parts", note)
-    crew = Crew(lambda crew: stuck.lose(crew, "OUT_OF_MEMORY", times=2))
+
+    def look(crew: Crew) -> None:
+        """Lose two workers to the first attempt, as Dask is quicker than a queue; then another."""
+        if len(crew.deaths) == 3:
+            stuck.released.set()
+        elif len(stuck.keys) > (attempt := (0, 0, 1)[len(crew.deaths)]):
+            crew.lose(stuck.keys[attempt], "OUT_OF_MEMORY")
+
+    crew = Crew(look)
     with Client(client.cluster) as larger:
         lanes = [Lane(client, (8,), lambda: 2), Lane(larger, (12,), lambda: 2)]
         end = run(store, client, workforce=crew, lanes=lanes)
