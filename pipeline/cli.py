@@ -508,9 +508,12 @@ def _queue(store: Store, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Cre
 def _workers(todo: Plan, asked: int | None) -> int:
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fitting = int(0.8 * psutil.virtual_memory().available / max(todo.bytes.values()))
-    return max(1, min(cores or 1, fitting, sum(todo.parts.values())))
+    from dask.system import CPU_COUNT  # a container may use less than there is
+    from distributed.system import MEMORY_LIMIT
+
+    memory = min(MEMORY_LIMIT, psutil.virtual_memory().available)
+    fitting = int(0.8 * memory / max(todo.bytes.values()))
+    return max(1, min(int(CPU_COUNT), fitting, sum(todo.parts.values())))
 
 
 def _status(store: Store) -> dict[str, Any]:

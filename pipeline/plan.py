@@ -93,15 +93,16 @@ def calibrate(recipe: Recipe, store: Store | None = None) -> CostModel:
 def _flop_seconds(N: int, starts: int) -> float:
     instance = draw_instance(0, N, 0, M=3 * N)
     W = uniform_starts(0, N, 0, range(starts))
-    spent, steps, number = 0.0, 0, 4
-    while spent < _CALIBRATION_SECONDS / len(_CALIBRATION_N):
+    number, spent, rates = 4, 0.0, list[float]()
+    while spent < _CALIBRATION_SECONDS / len(_CALIBRATION_N) or len(rates) < 3:
         began = time.perf_counter()
         # A short learning rate: no start ends, and only the steps are timed.
         descend(instance, W, a=1.0, learning_rate=1e-5, record=(0, number), recovered_at=2.0)
-        spent += time.perf_counter() - began
-        steps += number
+        took = time.perf_counter() - began
+        rates.append(took / (number * 4 * instance.M * N * starts))
+        spent += took
         number *= 2
-    return spent / (steps * 4 * instance.M * N * starts)
+    return float(np.median(rates))  # others may have stopped this process for a while
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,13 @@ def patch(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hold(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hold(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Hold all runs, for whatever has to happen in the middle of one, while this file is there."""
     file = here / "hold"
     file.touch()
     patch(here / "patch", HOLD.format(hold=str(file)), monkeypatch)
-    return file
+    yield file
+    file.unlink(missing_ok=True)
 
 
 def alphasweep(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -119,12 +120,18 @@ def held() -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Bits of the preset quick, run without interruption."""
-    folder = tmp_path_factory.mktemp("reference")
-    done = alphasweep("run", "quick", cwd=folder)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    """Bits of the preset quick, run without interruption, and the seconds it took."""
+    folder, began = tmp_path_factory.mktemp("reference"), time.monotonic()
+    done = alphasweep("run", "quick", "--workers", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return bits(folder / "quick.zarr")
+    return bits(folder / "quick.zarr"), time.monotonic() - began
+
+
+@pytest.fixture(scope="session")
+def reference(quick: tuple[dict[str, Any], float]) -> dict[str, Any]:
+    """Bits of the preset quick."""
+    return quick[0]
 
 
 # --- the way through --------------------------------------------------------------------------
@@ -293,25 +300,27 @@ def test_ctrl_c_stops_at_once_and_loses_nothing(
     assert bits("quick.zarr") == reference
 
 
-def test_killed_at_random_and_run_again(reference: dict[str, Any]) -> None:
+def test_killed_at_random_and_run_again(quick: tuple[dict[str, Any], float]) -> None:
     """SIGKILL to driver and workers, ten times: the end is that of a run without interruption."""
     moments = random.Random(2403)
-    kills = 0
-    while kills < 10:
+    reference, seconds = quick
+    kills = []
+    while sum(kills) < 10:
         shutil.rmtree("quick.zarr", ignore_errors=True)
         shutil.rmtree("quick.zarr.run", ignore_errors=True)
         for _ in range(3):
-            run = start("run", "quick", "--part-seconds", "0.02")
+            run = start("run", "quick", "--workers", "2", "--part-seconds", "0.02")
             # From the start of Python through that of the workers to the figures.
-            time.sleep(moments.uniform(1.0, 9.0))
-            if run.poll() is None:  # on a fast machine a run may be through before its moment
+            time.sleep(moments.uniform(0.1, 1.0) * seconds)
+            kills.append(run.poll() is None)  # it may be through before its moment
+            if kills[-1]:
                 os.killpg(run.pid, signal.SIGKILL)
-                kills += 1
             run.communicate()
         done = alphasweep("run", "quick")
         assert done.returncode == 0, done.stderr
         assert bits("quick.zarr") == reference
         assert Store("quick.zarr").parts() == []
+        assert len(kills) < 60, "hardly any run was killed"
 
 
 def test_a_killed_worker_costs_no_cell(reference: dict[str, Any], hold: Path) -> None:
