@@ -46,7 +46,7 @@ from pipeline.store import Store
 RACES = 50
 _ALONE = [sys.executable, "-m", "pipeline.cli"]
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-_ORPHAN_SECONDS = 10.0
+_ORPHAN_SECONDS = 120.0
 _RUN_SECONDS = 300.0  # by when a run that nobody kills must have ended
 _PROCESSES = multiprocessing.get_context("spawn")
 
@@ -138,39 +138,49 @@ def safe_cells(store: Store, sweep: Sweep, cells: Cells) -> set[tuple[float, int
 # --- readers ----------------------------------------------------------------------------------
 
 
-def read_on(path: Path, sweep: Sweep, cells: Cells, stop: Event, report: Connection) -> None:
+def read_on(
+    path: Path, sweep: Sweep, cells: Cells, stop: Event, rounds: Any, report: Connection
+) -> None:
     """Load the store again and again, as anyone would; report loads, done cells seen, and errors.
 
     What `status` says before the rest is loaded must hold for the rest. Every other time the store
     is opened by `open_sweep`, where a cell is there as a whole or not at all.
+
+    A reader that was stopped for longer than a round does not count: who goes on reading what he
+    opened before the grid was widened twice is not told the truth (`pipeline.layout`).
     """
     loads = seen = 0
     errors: list[str] = []
-    while not stop.is_set() and not errors:
+    while not errors and not (stop.is_set() and loads):
         if not (path / "zarr.json").exists():
             time.sleep(0.05)
             continue
-        began = time.monotonic()
+        began, number = time.monotonic(), rounds.value
+        found = []
         try:
             for opened in (xr.open_zarr(path), open_sweep(path)):
                 done = opened.status.values == DONE
-                found = wrong(opened.load(), done, sweep, cells)
-                errors += found[:10]
+                found += wrong(opened.load(), done, sweep, cells)[:10]
                 seen = max(seen, int(done.sum()))
                 loads += 1
         except Exception as error:  # whatever it is, a reader must not see it
-            errors.append(repr(error))
-        time.sleep(time.monotonic() - began)  # the cores are for those who compute
+            found.append(repr(error))
+        errors += found if rounds.value - number < 2 else []
+        stop.wait(time.monotonic() - began)  # the cores are for those who compute
     report.send((loads, seen, errors))
 
 
 @contextmanager
-def readers(path: Path, sweep: Sweep, cells: Cells, number: int) -> Iterator[list[Any]]:
+def readers(
+    path: Path, sweep: Sweep, cells: Cells, rounds: Any, number: int
+) -> Iterator[list[Any]]:
     """Have processes that read; on leaving, the list holds what they report."""
     stop, reports = _PROCESSES.Event(), []
     pipes = [_PROCESSES.Pipe(duplex=False) for _ in range(number)]
     processes = [
-        _PROCESSES.Process(target=read_on, args=(path, sweep, cells, stop, sending), daemon=True)
+        _PROCESSES.Process(
+            target=read_on, args=(path, sweep, cells, stop, rounds, sending), daemon=True
+        )
         for _, sending in pipes
     ]
     for process in processes:
@@ -179,7 +189,7 @@ def readers(path: Path, sweep: Sweep, cells: Cells, number: int) -> Iterator[lis
         yield reports
     finally:
         stop.set()
-        reports += [receiving.recv() for receiving, _ in pipes if receiving.poll(60)]
+        reports += [receiving.recv() for receiving, _ in pipes if receiving.poll(300)]
         for process in processes:
             process.join(10)
 
@@ -219,7 +229,10 @@ class Victim:
 
     def kill(self, whom: str, rng: random.Random) -> str:
         """Kill the driver, a worker, or all; return whom, as a worker may not be there."""
-        workers = [p for p in self.group() if "--multiprocessing-fork" in p.cmdline()]
+        workers = []
+        for process in self.group():
+            with suppress(psutil.Error):
+                workers += [process] * ("--multiprocessing-fork" in process.cmdline())
         if self.ended:
             whom = "nobody"
         elif whom == "worker" and workers:
@@ -237,9 +250,7 @@ class Victim:
     def wait(self) -> int:
         """Wait for its end, and that of every process it started."""
         code = self.process.wait(_RUN_SECONDS)
-        # Where many processes want the cores, each has its share of them.
-        share = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-        late = time.monotonic() + _ORPHAN_SECONDS * share
+        late = time.monotonic() + _ORPHAN_SECONDS
         while left := self.group():
             assert time.monotonic() < late, f"{self.what}: processes outlive it: {left}"
             time.sleep(0.1)
@@ -319,8 +330,10 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
     safe: set[tuple[float, int, int]] = set()
     counts: Counter[str] = Counter()
     began = time.monotonic()
-    with readers(store.path, whole, cells, 2) as reports:
+    begun = _PROCESSES.Value("i")
+    with readers(store.path, whole, cells, begun, 2) as reports:
         for number in range(rounds):
+            begun.value += 1
             added = growth.grow() if number and rng.random() < 0.4 else {}
             if added and store.exists() and rng.random() < 0.6:
                 options = [f"--{k}={','.join(map(str, v))}" for k, v in added.items()]
@@ -343,6 +356,7 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
                 f"round {number + 1}: {victim.what.split()[0]} (added {added or 'nothing'}); "
                 f"killed: {whom} ({moment}); exit {code}; {len(safe)} cells safe"
             )
+        begun.value += 1
         last = Victim(folder, "run", write_sweep(folder, final), *common)
         assert last.wait() == 0, last.log.read_text()
         known = safe_cells(store, whole, cells)
@@ -365,19 +379,31 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
 # --- two drivers at once ----------------------------------------------------------------------
 
 
-def contend(barrier: Barrier, orders: Connection) -> None:
-    """Run the commands that are ordered, each at the moment that another process runs its own."""
-    from pipeline.cli import app
+def contend(barrier: Barrier, orders: Connection, refused: Event) -> None:
+    """Run the commands that are ordered, each at the moment that another process runs its own.
 
+    Whoever has the store computes when the other was refused: he may not even have begun.
+    """
+    from pipeline import cli
+
+    real, app = cli._compute, cli.app
+
+    def held(*arguments: Any) -> Any:
+        refused.wait(_RUN_SECONDS)
+        return real(*arguments)
+
+    cli._compute = held
     while arguments := orders.recv():
         said = io.StringIO()
-        barrier.wait(60)
+        barrier.wait(_RUN_SECONDS)
         with redirect_stdout(io.StringIO()), redirect_stderr(said):
             try:
                 app(arguments)
                 code: Any = 0
             except SystemExit as end:
                 code = end.code
+        if code:
+            refused.set()
         orders.send((code, said.getvalue()))
 
 
@@ -403,8 +429,9 @@ def race(folder: Path, times: int, say: Callable[[str], object] = print) -> None
     """
     name = write_sweep(folder, {"alpha": [2.0], "N": [10], "seed": [0, 1]})
     barrier = _PROCESSES.Barrier(2)
+    refused = _PROCESSES.Event()
     pipes = [_PROCESSES.Pipe() for _ in range(2)]
-    drivers = [_PROCESSES.Process(target=contend, args=(barrier, far)) for _, far in pipes]
+    drivers = [_PROCESSES.Process(target=contend, args=(barrier, far, refused)) for _, far in pipes]
     for driver in drivers:
         driver.start()
     won: Counter[int] = Counter()
@@ -420,8 +447,10 @@ def race(folder: Path, times: int, say: Callable[[str], object] = print) -> None
             looking = _PROCESSES.Process(target=look_on, args=(store.path, stop), daemon=True)
             if kind == "watched":
                 looking.start()
+            refused.clear()
             for here, _ in pipes:
                 here.send(["run", str(folder / name), "--store", str(store.path), "--workers=1"])
+            assert all(here.poll(2 * _RUN_SECONDS) for here, _ in pipes), "no answer"
             ends = [here.recv() for here, _ in pipes]
             stop.set()
             codes = [code for code, _ in ends]

@@ -24,7 +24,7 @@ PORT=${ALPHASWEEP_SLURM_PORT:-16817} # of slurmctld; the nodes follow
 POLL=${ALPHASWEEP_SLURM_POLL:-2}
 NODES=4
 CPUS=16 # of a node, whether they exist or not
-WAIT_SECONDS=60
+WAIT_SECONDS=180
 HOST=$(hostname -s)
 export SLURM_CONF=$ROOT/etc/slurm.conf
 export PATH=$PATH:/usr/sbin:/sbin
@@ -43,6 +43,8 @@ configure() {
   # Of what is free, not of all: a job that asks for memory must find it.
   kB=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
   memory=$((kB / 1024 * 9 / 10 / NODES))
+  # Some tests count on room for one job of 3 GB on each node, and not for two.
+  memory=$((memory < 3500 ? 3500 : memory > 6000 ? 6000 : memory))
   mkdir -p "$ROOT"/{etc,run,log,state,spool}
   chmod 755 "$ROOT" "$ROOT"/{etc,run,log,state,spool}
   cat >"$SLURM_CONF" <<CONF
@@ -75,7 +77,10 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 DefMemPerCPU=100
 OverTimeLimit=0
-KillWait=5
+KillWait=30
+MessageTimeout=20
+# Ids that no other SLURM on this machine gives: kill-node finds processes by them.
+FirstJobId=$((PORT * 1000))
 JobRequeue=1
 ReturnToService=2
 SlurmctldTimeout=30

@@ -72,8 +72,8 @@ class Slurm:
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
-def until(condition: Callable[[], Any], *, seconds: float, what: str) -> Any:
-    """Wait for a condition, and return its first true value."""
+def until(condition: Callable[[], Any], *, what: str, seconds: float = 120) -> Any:
+    """Wait for a condition, and return its first true value. Machines that others use may stall."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"

@@ -24,14 +24,14 @@ runs = Path(sys.argv[1])
 runs.write_text(runs.read_text() + "x" if runs.exists() else "x")
 print("run", len(runs.read_text()), flush=True)
 if len(runs.read_text()) < 3:
-    time.sleep(100)
+    time.sleep(500)
 """
 
 
 def script(folder: Path, arguments: list[str]) -> str:
     """Return the job of a driver that is told to stop twice, and is through in its third run."""
     return driver_script(
-        profile(driver={"memory": "200 MB", "walltime": "2 min"}),
+        profile(driver={"memory": "200 MB", "walltime": "10 min"}),
         [sys.executable, "-c", DRIVER, *arguments],
         log=folder / "log",
         job_name="driver",
@@ -54,11 +54,10 @@ def test_driver_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
     for run in (1, 2):
         until(
             lambda run=run: log.exists() and log.read_text().count("run ") == run,
-            seconds=60,
             what=f"run {run}",
         )
         slurm.do("scancel", "--batch", "--signal=USR1", job)
-    until(lambda: state(job) == "COMPLETED", seconds=60, what="the end of the job")
+    until(lambda: state(job) == "COMPLETED", what="the end of the job")
     said = [line for line in log.read_text().splitlines() if line.startswith(("run", "told"))]
     assert said == ["run 1", "told SIGUSR1", "run 2", "told SIGUSR1", "run 3"]
     assert slurm.shows(job)["Restarts"] == "2"
@@ -68,11 +67,11 @@ def test_cancelled_driver(slurm: Slurm, tmp_path: Path) -> None:
     """A driver that is cancelled hears of it, and its job does not come back."""
     log = tmp_path / "log"
     job = submit(script(tmp_path, [str(tmp_path / "runs")]))
-    until(lambda: log.exists() and "run 1" in log.read_text(), seconds=20, what="the driver")
+    until(lambda: log.exists() and "run 1" in log.read_text(), what="the driver")
     commands.cancel(name="driver")
-    until(lambda: not slurm.processes(job), seconds=10, what="the end of its processes")
+    until(lambda: not slurm.processes(job), what="the end of its processes")
     assert "told SIGTERM" in log.read_text()
-    until(lambda: state(job) == "CANCELLED", seconds=10, what="the end of the job")
+    until(lambda: state(job) == "CANCELLED", what="the end of the job")
 
 
 def test_refused_driver(slurm: Slurm) -> None:

@@ -6,6 +6,7 @@ Each ends with the bits of a sweep that nothing happened to, and leaves nothing 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +52,32 @@ times = [0, 1]
 modes = 2
 """
 
-# What a worker imports before all else: a cell takes `SECONDS` longer, and does what a test wants.
+# What a worker imports before all else: a cell does what a test wants; and while cells are held, it
+# waits for a ticket, so that a test can do things in the middle of a sweep, however long they take.
 PATCH = """
 import os, sys, time
 if "distributed.cli.dask_worker" in sys.orig_argv:
     from pipeline import part
-    real = part._compute_cell
+    real, here, begun = part._compute_cell, os.path.dirname(__file__), []
     def once():
-        marker = os.path.join(os.path.dirname(__file__), "happened")
+        marker = os.path.join(here, "happened")
         return not os.path.exists(marker) and not open(marker, "w").close()
+    def may_go():
+        if not os.path.exists(os.path.join(here, "held")):
+            return True
+        for name in os.listdir(here):
+            if name.startswith("ticket"):
+                try:
+                    os.unlink(os.path.join(here, name))
+                    return True
+                except FileNotFoundError:  # another worker has taken it
+                    pass
+        return False
     def patched(recipe, alpha, N, seed):
+        begun.append(seed)
         {extra}
-        time.sleep({seconds})
+        while not may_go():
+            time.sleep(0.05)
         return real(recipe, alpha, N, seed)
     part._compute_cell = patched
 """
@@ -73,24 +89,24 @@ class Desk:
     def __init__(self, slurm: Slurm, folder: Path) -> None:
         self.slurm, self.folder = slurm, folder
         self.store = Store(folder / "tiny.zarr")
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: dict[subprocess.Popen[str], Path] = {}
+        self._patch = folder / "patch"
+        self._tickets = count()
         (folder / "tiny.toml").write_text(SWEEP)
 
     def cluster(
         self,
         *,
-        seconds: float = 0.5,
         extra: str = "pass",
         classes: tuple[dict[str, Any], ...] = (SMALL | {"up_to_N": 12},),
         prologue: tuple[str, ...] = (),
         driver_walltime: str = "10 min",
         **keys: Any,
     ) -> None:
-        """Write the cluster file, p.toml, for workers that need `seconds` more a cell."""
-        patch = self.folder / "patch"
-        patch.mkdir(exist_ok=True)
-        (patch / "sitecustomize.py").write_text(PATCH.format(seconds=seconds, extra=extra))
-        lines = [f"export PYTHONPATH={patch}:$PYTHONPATH", *prologue]
+        """Write the cluster file, p.toml, for workers that do something `extra` in each cell."""
+        self._patch.mkdir(exist_ok=True)
+        (self._patch / "sitecustomize.py").write_text(PATCH.format(extra=extra))
+        lines = [f"export PYTHONPATH={self._patch}:$PYTHONPATH", *prologue]
         keys = {"kind": "slurm", "jobs": 3, "prologue": lines} | keys
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
         driver = {"memory": "500 MB", "walltime": driver_walltime}
@@ -98,17 +114,31 @@ class Desk:
             text += f"{title}\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items())
         (self.folder / "p.toml").write_text(text)
 
+    def hold(self) -> None:
+        """Hold all cells from now on, but for those that `computes` waits for."""
+        (self._patch / "held").touch()
+
+    def let_go(self) -> None:
+        """Hold no cell any more."""
+        (self._patch / "held").unlink()
+
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a command, its errors among its output."""
-        process = subprocess.Popen(
-            [*COMMAND, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=self.folder,
-        )
-        self.started.append(process)
+        output = self.folder / f"output-{len(self.started)}"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                [*COMMAND, *words],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=self.folder,
+            )
+        self.started[process] = output
         return process
+
+    def said(self, process: subprocess.Popen[str]) -> str:
+        """Return what a command has said so far."""
+        return self.started[process].read_text()
 
     def run(self, sweep: str = "tiny.toml") -> subprocess.Popen[str]:
         """Start a driver in the foreground, with parts of one cell."""
@@ -123,9 +153,12 @@ class Desk:
         """Run a command to its end, with the status that is expected, and return what it said."""
         return self.ends(self.start(*words), status=status)
 
-    def ends(self, process: subprocess.Popen[str], *, status: int = 0, seconds: float = 240) -> str:
+    def ends(self, process: subprocess.Popen[str], *, status: int = 0) -> str:
         """Wait for the end of a command, with the status that is expected."""
-        said, _ = process.communicate(timeout=seconds)
+        try:
+            process.wait(timeout=600)
+        finally:
+            said = self.said(process)
         assert process.returncode == status, said
         return said
 
@@ -140,19 +173,28 @@ class Desk:
         name = job_name(self.store.control / "cluster")
         return name, f"{name}-driver"
 
-    def computes(self, cells: int = 1, *, seconds: float = 60) -> None:
+    def computes(self, cells: int = 1) -> None:
         """Wait until a driver, this or the next, tells of so many cells more than it does now."""
+        given = -math.inf
+
+        def give() -> None:
+            nonlocal given
+            if (self._patch / "held").exists() and time.monotonic() > given + 15:
+                given = time.monotonic()  # again: workers that are no more may have taken some
+                for _ in range(cells):
+                    (self._patch / f"ticket-{next(self._tickets)}").touch()
 
         def now() -> tuple[int, int]:
             said = self.store.progress()
             return said.get("pid", 0), said.get("cells_now", 0)
 
         def enough() -> bool:
+            give()
             pid, done = now()
             return done >= cells + (before if pid == driver else 0)
 
         driver, before = now()
-        until(enough, seconds=seconds, what=f"{cells} cells")
+        until(enough, what=f"{cells} cells")
 
     def workers(self, number: int = 1) -> list[str]:
         """Wait until so many worker jobs run, and return them."""
@@ -161,17 +203,16 @@ class Desk:
             jobs = self.slurm.jobs(name=self.names[0], state="RUNNING")
             return jobs if len(jobs) >= number else None
 
-        found: list[str] = until(running, seconds=60, what=f"{number} running jobs")
+        found: list[str] = until(running, what=f"{number} running jobs")
         return found
 
-    def leaves_nothing(self, *, seconds: float = 20) -> None:
+    def leaves_nothing(self) -> None:
         """Claim that there is no job, no certificate and no process of the sweep."""
         until(
             lambda: not any(self.slurm.jobs(name=name) for name in self.names),
-            seconds=seconds,
             what="an empty queue",
         )
-        until(lambda: not self._processes(), seconds=10, what="the end of all processes")
+        until(lambda: not self._processes(), what="the end of all processes")
         assert not list(self.folder.rglob("certificates*"))
         assert not list(self.store.control.glob(".preflight*"))
 
@@ -197,7 +238,7 @@ class Desk:
         """End whatever a failed test left."""
         for process in self.started:
             process.kill()
-            process.communicate()
+            process.wait()
         for name in self.names:
             self.slurm.do("scancel", f"--name={name}")
 
@@ -231,14 +272,26 @@ def state_of(slurm: Slurm, job: str) -> str:
     return slurm.shows(job)["JobState"]
 
 
-def is_over(slurm: Slurm, job: str, *, seconds: float = 240) -> None:
+def is_over(slurm: Slurm, job: str) -> None:
     """Wait until a submitted driver is through."""
     until(
         lambda: state_of(slurm, job) not in ("PENDING", "RUNNING", "COMPLETING"),
-        seconds=seconds,
+        seconds=600,
         what=f"the end of job {job}",
     )
     assert state_of(slurm, job) == "COMPLETED"
+
+
+@contextmanager
+def urgent(slurm: Slurm) -> Iterator[None]:
+    """Have all nodes taken by a job that nothing of ours comes before."""
+    words = ("-p", "urgent", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1000")
+    job = slurm.do("sbatch", "--parsable", *words).strip()
+    try:
+        until(lambda: state_of(slurm, job) == "RUNNING", what="an urgent job")
+        yield
+    finally:
+        slurm.do("scancel", job)
 
 
 # --- the way through --------------------------------------------------------------------------
@@ -256,7 +309,7 @@ def test_quick_is_the_same_through_a_queue(slurm: Slurm, desk: Desk, other_desk:
         Store(other_desk.folder / "b.zarr"),
     )
     for one in (desk, other_desk):
-        one.cluster(seconds=0, classes=(SMALL | {"up_to_N": 32}, LARGE | {"up_to_N": 1024}))
+        one.cluster(classes=(SMALL | {"up_to_N": 32}, LARGE | {"up_to_N": 1024}))
     there = ("quick", "--on", "p.toml", "--part-seconds", "1")
     run = desk.start("run", *there, "--store", "a.zarr")
     said = other_desk.type("submit", *there, "--store", "b.zarr")
@@ -272,7 +325,7 @@ def test_quick_is_the_same_through_a_queue(slurm: Slurm, desk: Desk, other_desk:
 
 def test_without_tls(desk: Desk) -> None:
     """Who switches encryption off is told what that means, once; the sweep is the same."""
-    desk.cluster(seconds=0, tls=False)
+    desk.cluster(tls=False)
     said = desk.ends(desk.run())
     assert said.count("can read the traffic, and run programs as you") == 1
     assert "warnings.warn" not in said
@@ -284,12 +337,15 @@ def test_without_tls(desk: Desk) -> None:
 
 def test_lost_workers(slurm: Slurm, desk: Desk) -> None:
     """A cancelled job, a killed worker, a controller that is away, and a dead node: all is done."""
-    desk.cluster(seconds=1.5)
+    desk.cluster()
+    desk.hold()
     run = desk.run()
     desk.computes()
     slurm.do("scancel", desk.workers(3)[0])
     desk.computes()
-    os.kill(slurm.processes(desk.workers(3)[0])[-1], signal.SIGKILL)
+    job = desk.workers(3)[0]
+    worker = until(lambda: slurm.processes(job), what=f"the processes of job {job}")[-1]
+    os.kill(worker, signal.SIGKILL)
     desk.computes()
     slurm.admin("stop-controller")
     try:
@@ -301,6 +357,7 @@ def test_lost_workers(slurm: Slurm, desk: Desk) -> None:
     node = slurm.shows(desk.workers(2)[0])["NodeList"]
     slurm.admin("kill-node", node)
     try:
+        desk.let_go()
         said = desk.ends(run)
     finally:
         slurm.admin("revive-node", node)
@@ -310,19 +367,18 @@ def test_lost_workers(slurm: Slurm, desk: Desk) -> None:
 
 def test_preempted_workers_that_wait(slurm: Slurm, desk: Desk) -> None:
     """Jobs that are preempted are submitted anew, wait, as status tells, and then go on."""
-    desk.cluster(seconds=1, partition="scavenge")
+    desk.cluster(partition="scavenge")
+    desk.hold()
     run = desk.run()
     desk.computes()
-    slurm.do(
-        "sbatch", "-p", "urgent", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 10"
-    )
-    said = until(
-        lambda: (found := desk.status()["cluster"]) and found["small"]["pending"] == 3 and found,
-        seconds=30,
-        what="three jobs that wait",
-    )
-    assert sum(said["small"]["reasons"].values()) == 3
-    assert said["small"]["workers"] == 0
+
+    def waiting() -> bool:
+        small = desk.status()["cluster"]["small"]
+        return small["pending"] == sum(small["reasons"].values()) == 3 and small["workers"] == 0
+
+    with urgent(slurm):
+        until(waiting, what="three jobs that wait")
+    desk.let_go()
     desk.ends(run)
     desk.is_complete()
 
@@ -330,12 +386,11 @@ def test_preempted_workers_that_wait(slurm: Slurm, desk: Desk) -> None:
 def test_many_generations_of_workers(desk: Desk, other_desk: Desk) -> None:
     """Walltimes far shorter than the sweep: workers that end in time, and workers that are ended.
 
-    One sweep has workers that believe in a walltime of a few seconds, and declines parts that
+    One sweep has workers whose walltime leaves no time after four parts, and declines those that
     would not fit; another has real walltimes of a minute and a part that hangs once, which nobody
     foresaw, and a job that came to its walltime is no early death.
     """
-    soon = "export ALPHASWEEP_WALLTIME_END=`date -d +8sec +%s`"
-    desk.cluster(seconds=1, prologue=(soon,))
+    desk.cluster(extra="len(begun) == 4 and os.environ.update(ALPHASWEEP_WALLTIME_END='1')")
     short = SMALL | {"up_to_N": 12, "walltime": "1 min"}
     other_desk.cluster(
         extra="if (alpha, N, seed) == (2.0, 8, 3) and once(): time.sleep(1000)",
@@ -347,7 +402,7 @@ def test_many_generations_of_workers(desk: Desk, other_desk: Desk) -> None:
     last, first = other_desk.run(), desk.run()
     desk.ends(first)
     logs = list((desk.store.control / "cluster" / "logs").glob("*.err"))
-    assert len(logs) >= 9
+    assert len(logs) >= 48 / 4
     other_desk.ends(last)
     assert any(
         "DUE TO TIME LIMIT" in log.read_text()
@@ -369,10 +424,8 @@ def test_broken_prologue(slurm: Slurm, desk: Desk) -> None:
 
 def test_part_that_needs_too_much_memory(desk: Desk) -> None:
     """It is named, tried once more with more memory, then failed; the rest is done."""
-    greedy = "if (alpha, N, seed) == (2.0, 8, 3): eaten = bytearray(700 << 20); time.sleep(30)"
-    desk.cluster(
-        seconds=0.5, extra=greedy, classes=(SMALL | {"up_to_N": 12}, LARGE | {"up_to_N": 24})
-    )
+    greedy = "if (alpha, N, seed) == (2.0, 8, 3): eaten = bytearray(700 << 20); time.sleep(600)"
+    desk.cluster(extra=greedy, classes=(SMALL | {"up_to_N": 12}, LARGE | {"up_to_N": 24}))
     said = desk.ends(desk.run(), status=1)
     assert "1 cells failed" in said
     shown = desk.type("status", "tiny.zarr")
@@ -382,7 +435,7 @@ def test_part_that_needs_too_much_memory(desk: Desk) -> None:
     assert failure["attempts"] == 2
     last = re.findall(r"of the last, (\d+)", failure["error"])[0]
     assert desk.slurm.shows(last)["MinMemoryNode"] == "477M"  # of LARGE
-    desk.cluster(seconds=0)
+    desk.cluster()
     desk.type("run", "tiny.zarr", "--retry-failed")
     desk.is_complete()
 
@@ -392,7 +445,8 @@ def test_part_that_needs_too_much_memory(desk: Desk) -> None:
 
 def test_killed_driver(slurm: Slurm, desk: Desk) -> None:
     """Workers whose driver was killed leave, also those that come later; the next run goes on."""
-    desk.cluster(seconds=0.5, partition="wide", jobs=5)
+    desk.cluster(partition="wide", jobs=5)
+    desk.hold()
     run = desk.run()
     desk.computes()
     waiting = slurm.do(
@@ -402,23 +456,25 @@ def test_killed_driver(slurm: Slurm, desk: Desk) -> None:
     run.wait()
     until(
         lambda: slurm.jobs(name=desk.names[0]) == [waiting],
-        seconds=90,
+        seconds=240,
         what="the end of workers without a driver",
     )
     slurm.do("scancel", waiting)
     assert desk.status()["missing"]
+    desk.let_go()
     desk.ends(desk.run())
     desk.is_complete()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt(desk: Desk, number: int) -> None:
-    """Ctrl-C, and the signal of a shutdown, end jobs and driver within seconds, with status 130."""
+    """Ctrl-C, and the signal of a shutdown, end jobs and driver at once, with status 130."""
     desk.cluster()
+    desk.hold()
     run = desk.run()
     desk.computes()
     run.send_signal(number)
-    said = desk.ends(run, status=130, seconds=30)
+    said = desk.ends(run, status=130)
     assert "What was finished is kept" in said
     assert "Traceback" not in said
     desk.leaves_nothing()
@@ -427,36 +483,47 @@ def test_interrupt(desk: Desk, number: int) -> None:
 
 def test_submitted_driver(slurm: Slurm, desk: Desk) -> None:
     """A driver goes back into the queue before its real walltime, or when SLURM requeues it."""
-    desk.cluster(seconds=6, driver_walltime="2 min")
+    desk.cluster(driver_walltime="2 min")
+    desk.hold()
     job = desk.submit()
 
     def restarts() -> int:
         return int(slurm.shows(job)["Restarts"])
 
-    until(lambda: restarts() == 1, seconds=150, what="a driver that was told of its walltime")
+    def requeued() -> bool:
+        if restarts() < 2:
+            with suppress(AssertionError):  # it waits, since it was told of its walltime once more
+                slurm.do("scontrol", "requeue", job)
+        return restarts() >= 2
+
+    desk.computes()
+    until(lambda: restarts() == 1, seconds=300, what="a driver that was told of its walltime")
     assert "the next one goes on" in (desk.store.control / "driver.log").read_text()
     desk.computes()
-    slurm.do("scontrol", "requeue", job)
+    until(requeued, what="a driver that SLURM has requeued")
+    desk.let_go()
     is_over(slurm, job)
-    assert restarts() >= 2
     desk.is_complete()
 
 
 def test_killed_submitted_driver(slurm: Slurm, desk: Desk) -> None:
     """A driver that is killed in its job ends the job; submitted again, it goes on."""
-    desk.cluster(seconds=1)
+    desk.cluster()
+    desk.hold()
     job = desk.submit()
     desk.computes()
     (driver,) = {int(pid) for pid in re.findall(r"process (\d+)", desk.status()["driver"])}
     os.kill(driver, signal.SIGKILL)
-    until(lambda: state_of(slurm, job) == "FAILED", seconds=30, what="the end of its job")
+    until(lambda: state_of(slurm, job) == "FAILED", what="the end of its job")
+    desk.let_go()
     is_over(slurm, desk.submit())
     desk.is_complete()
 
 
 def test_cancel(slurm: Slurm, desk: Desk) -> None:
     """Drivers are cancelled, in the foreground, as jobs that run, and as jobs that wait."""
-    desk.cluster(seconds=1)
+    desk.cluster()
+    desk.hold()
 
     def cancelled() -> None:
         said = desk.type("cancel", "tiny.zarr")
@@ -467,29 +534,29 @@ def test_cancel(slurm: Slurm, desk: Desk) -> None:
     run = desk.run()
     desk.computes()
     cancelled()
-    assert "What was finished is kept" in desk.ends(run, status=130, seconds=5)
+    assert "What was finished is kept" in desk.ends(run, status=130)
     desk.submit()
     desk.computes()
     cancelled()
-    slurm.do(
-        "sbatch", "-p", "urgent", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 15"
-    )
-    job = desk.submit()
-    until(lambda: state_of(slurm, job) == "PENDING", seconds=5, what="a driver that waits")
-    cancelled()
-    desk.cluster(seconds=0)
+    with urgent(slurm):
+        job = desk.submit()
+        until(lambda: state_of(slurm, job) == "PENDING", what="a driver that waits")
+        cancelled()
+    desk.let_go()
     desk.ends(desk.run())
     desk.is_complete()
 
 
 def test_watched_from_elsewhere(desk: Desk) -> None:
     """While a sweep runs, its status tells jobs, rate, core-hours, efficiency and the end."""
-    desk.cluster(seconds=0.5)
+    desk.cluster()
+    desk.hold()
     run = desk.run()
     desk.computes(4)
     watch = desk.start("status", "tiny.zarr", "--watch")
-    desk.ends(run)
-    said = desk.ends(watch, seconds=30)
     for words in ("3 workers; jobs: 3 running, 0 pending", "cells a minute", "core-hours used"):
-        assert words in said
+        until(lambda words=words: words in desk.said(watch), what=words)
+    desk.let_go()
+    desk.ends(run)
+    desk.ends(watch)
     desk.is_complete()
