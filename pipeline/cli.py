@@ -62,7 +62,7 @@ StoreArgument = Annotated[Path, typer.Argument(help="A store, for instance lapto
 PartOption = Annotated[
     float | None,
     typer.Option(
-        "--part-seconds", min=0.01, help="How long a part should take. Default: 5; 60 in a queue."
+        "--part-seconds", min=0.001, help="How long a part should take. Default: 5; 60 in a queue."
     ),
 ]
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Compute failed cells again.")]

@@ -110,7 +110,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def held() -> subprocess.Popen[str]:
     """Start a run, and wait until its workers have done all they can."""
-    run = start("run", "quick", "--workers", "2", "--part-seconds", "0.01")  # a cell a part
+    run = start("run", "quick", "--workers", "2", "--part-seconds", "0.001")  # a cell a part
     end = time.monotonic() + 120
     while Store("quick.zarr").progress().get("cells_now") != BEFORE_HOLD:
         assert run.poll() is None, run.communicate()[0]
@@ -488,7 +488,7 @@ part._compute_cell = failing
 """
     with monkeypatch.context() as planted:
         patch(here / "patch", script, planted)
-        done = alphasweep("run", "tiny.toml", "--part-seconds", "0.01")
+        done = alphasweep("run", "tiny.toml", "--part-seconds", "0.001")
     assert done.returncode == 1
     assert "1 cells failed" in done.stderr
     assert Path("tiny.figures/recovery.png").exists()
