@@ -44,7 +44,7 @@ _WORKER = _ONE_THREAD | {
     "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
     "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
     # A worker looks at itself a hundred times a second, which nobody reads: 3 % of a core, and once
-    # a second 0.3 %.
+    # a second 0.3 %. Under Python 3.11 the profile can also freeze it (dask/distributed#8616).
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "1s",
     "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
@@ -88,6 +88,8 @@ def local(workers: int) -> Iterator[Client]:
         | {"PYTHONWARNINGS": f"ignore:{slow_disk}"},
         "distributed.admin.tick.limit": _TICK_LIMIT,
         "distributed.worker.memory.terminate": 0.95,
+        # Nobody reads it, and under Python 3.11 it can freeze the process (dask/distributed#8616).
+        "distributed.worker.profile.enabled": False,
     }
     with dask.config.set(settings), _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=slow_disk)

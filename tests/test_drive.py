@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -32,13 +33,15 @@ BAD = Part(2.0, 8, 1, 1)
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """Two workers in this process, so that a test can change what they compute."""
-    cluster = LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address="127.0.0.1:0",
-        memory_limit=None,  # both would count all that this process has
-    )
+    # The profile can freeze a process of Python 3.11, see cluster.launch.
+    with dask.config.set({"distributed.worker.profile.enabled": False}):
+        cluster = LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=None,  # both would count all that this process has
+        )
     with cluster, Client(cluster) as client:
         yield client
 

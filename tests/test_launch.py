@@ -158,6 +158,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield cluster.client("one")
 
 
+def test_workers_do_not_profile_themselves(client: Client) -> None:
+    """A profile of a worker can freeze it under Python 3.11, see `cluster.launch`."""
+    (does,) = client.run(lambda dask_worker: list(dask_worker.periodic_callbacks)).values()
+    assert "heartbeat" in does
+    assert "profile" not in does
+
+
 def test_a_machine_that_stalls() -> None:
     """That Dask is late to close is no error, and then there is no process left."""
     with local(1) as client:
