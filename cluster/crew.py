@@ -9,7 +9,7 @@ from distributed import Client
 
 from cluster.fleet import Death
 from cluster.launch import Cluster
-from cluster.slurm import ClusterError
+from cluster.queue import ClusterError
 
 Examine = Callable[[str, Client], Sequence[str]]
 """``examine(size_class, client)`` returns what is wrong with a worker of a class, in words."""

@@ -16,9 +16,8 @@ from typing import Any, cast
 
 from distributed import Client, Scheduler, SchedulerPlugin
 
-from cluster import slurm
 from cluster.profile import SizeClass
-from cluster.slurm import ClusterError
+from cluster.queue import ClusterError, Ended, Listed, Queue
 
 _LOST_SECONDS = 15.0  # after that, a worker that left although its job goes on does not come back
 _YOUNG_SECONDS = 60.0
@@ -28,7 +27,7 @@ _LOG_LINES = 20
 # A job that still runs although its worker is gone: its node is cut off, or dead.
 _NOT_ITS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "RUNNING")
 
-Listing = Mapping[str, slurm.Listed]
+Listing = Mapping[str, Listed]
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,8 @@ class QueueFleet(Fleet):
 
     Parameters
     ----------
+    queue : Queue or None
+        None if there is no way to ask it.
     early_deaths : int
         See `launch.Cluster.check`.
     logs : Path
@@ -142,13 +143,14 @@ class QueueFleet(Fleet):
         jobs: int,
         client: Client,
         *,
+        queue: Queue | None,
         early_deaths: int,
         logs: Path,
         submitted: dict[str, str],
         refused: dict[str, str],
     ) -> None:
         super().__init__(size, jobs, client)
-        self._early_deaths, self._logs = early_deaths, logs
+        self._queue, self._early_deaths, self._logs = queue, early_deaths, logs
         self._submitted, self._refused = submitted, refused
         self._running = 0
         self._retiring: set[str] = set()
@@ -177,7 +179,7 @@ class QueueFleet(Fleet):
         self._count(running=running, pending=pending)
         for job, name in gone.items():
             self._give_up(job, name)
-        blamed = [self._judge(job, listed) for job in list(self._dying)]
+        blamed = [self._judge(job) for job in list(self._dying)]
         refused = {name: self._refused.pop(name) for name in list(self._refused)}
         if refused:
             self._refusals += 1
@@ -210,9 +212,9 @@ class QueueFleet(Fleet):
         else:
             self._dying[job] = life
 
-    def _judge(self, job: str, listed: Listing | None) -> bool:
+    def _judge(self, job: str) -> bool:
         """Record how a job ended, as soon as the queue knows; return whether it died young."""
-        end = slurm.ended(job) if listed is not None else slurm.Ended()
+        end = self._queue.ended(job) if self._queue else Ended()
         if end.state == "COMPLETING":
             return False
         life = self._dying.pop(job)

@@ -24,7 +24,10 @@ from distributed.security import Security
 from cluster import slurm
 from cluster.fleet import Death, Fleet, QueueFleet
 from cluster.profile import Profile, SizeClass
-from cluster.slurm import ClusterError
+from cluster.queue import ClusterError, Queue
+
+QUEUES: Mapping[str, Queue] = {"slurm": slurm}
+"""By the kind of a profile. Of another queue's jobs only those are known whose worker is there."""
 
 WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
 """Variable in the environment of a worker in a queue: when the walltime of its job ends, in
@@ -122,8 +125,10 @@ def local(workers: int) -> Iterator[Client]:
 class Cluster:
     """The workers of one run, by size class. `launch` makes it."""
 
-    def __init__(self, fleets: Mapping[str, Fleet], *, queued_as: str | None = None) -> None:
-        self._fleets, self._queued_as = fleets, queued_as
+    def __init__(
+        self, fleets: Mapping[str, Fleet], *, queue: Queue | None = None, prefix: str = ""
+    ) -> None:
+        self._fleets, self._queue, self._prefix = fleets, queue, prefix
         self._next = 0.0
 
     @property
@@ -175,9 +180,9 @@ class Cluster:
         # Before the queue is asked: a job that is submitted meanwhile is not missing.
         submitted = [(fleet, fleet.submitted()) for fleet in self._fleets.values()]
         listed = None
-        if self._queued_as:
+        if self._queue:
             try:
-                listed = slurm.listed(name=self._queued_as)
+                listed = self._queue.jobs(self._prefix)
             except ClusterError:
                 return
         for fleet, jobs in submitted:
@@ -259,10 +264,10 @@ def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) ->
             )
             return
         directory = _usable(run_directory)
-        name = job_name(directory) if profile.kind == "slurm" else None
-        if name:
-            slurm.cancel(name=name)
-            stack.callback(_end_jobs, name)
+        queue, prefix = QUEUES.get(profile.kind), job_name(directory)
+        if queue:
+            queue.cancel(queue.jobs(prefix))
+            stack.callback(_end_jobs, queue, prefix)
         security = stack.enter_context(_certificates(profile, directory))
         stack.enter_context(dask.config.set(_SCHEDULER))
         stack.enter_context(_quiet())
@@ -270,27 +275,35 @@ def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) ->
             size: stack.enter_context(_fleet(profile, sizes[size], n, directory, security))
             for size, n in jobs.items()
         }
-        if name:
+        if queue:
             # Dask, which ends one worker after the other, has less to do then.
-            stack.callback(slurm.cancel, name=name)
-        yield Cluster(fleets, queued_as=name)
+            stack.callback(lambda: queue.cancel(queue.jobs(prefix)))
+        yield Cluster(fleets, queue=queue, prefix=prefix)
 
 
-def end(run_directory: Path, *, queued: bool) -> None:
-    """Remove what a driver that is gone left of its run: jobs in SLURM if `queued`, certificates.
+def end(run_directory: Path, *, queue: Queue | None) -> None:
+    """Remove what a driver that is gone left of its run: jobs in the queue, certificates.
 
     Certificates in a `shared_directory` are removed by the next `launch`.
     """
     directory = run_directory.resolve()
-    if queued:
-        _end_jobs(job_name(directory))
+    if queue:
+        _end_jobs(queue, job_name(directory))
     shutil.rmtree(_certificates_of(directory, directory), ignore_errors=True)
 
 
 def job_name(run_directory: Path) -> str:
     """Return the name of every worker job of a run, by which they can be found and cancelled."""
-    digest = hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()
-    return f"alphasweep-{digest[:12]}"
+    return f"alphasweep-{_digest(run_directory)}"
+
+
+def driver_name(run_directory: Path) -> str:
+    """Return the name of the driver's job, which does not begin like that of its workers."""
+    return f"alphasweep-driver-{_digest(run_directory)}"
+
+
+def _digest(run_directory: Path) -> str:
+    return hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()[:12]
 
 
 def job_script(profile: Profile, size: SizeClass, *, run_directory: Path) -> str:
@@ -336,13 +349,13 @@ def _fleet(
             else:
                 submitted[self.job_id] = self.name
 
-    class Queue(_dask_jobqueue().JobQueueCluster):  # type: ignore[misc]
+    class Jobs(_dask_jobqueue().JobQueueCluster):  # type: ignore[misc]
         """Gives no name twice, so that a new job is never taken for the one it replaces."""
 
         def _new_worker_name(self, worker_number: int) -> str:
             return f"{run}-{next(number)}"
 
-    cluster = Queue(
+    cluster = Jobs(
         job_cls=Job,
         security=security,
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
@@ -355,6 +368,7 @@ def _fleet(
                 size,
                 jobs,
                 client,
+                queue=QUEUES.get(profile.kind),
                 early_deaths=profile.early_deaths,
                 logs=directory / "logs",
                 submitted=submitted,
@@ -489,19 +503,19 @@ def _security(folder: Path) -> Security:
     return Security(require_encryption=True, tls_ca_file=str(folder / "cert.pem"), **files)
 
 
-def _end_jobs(name: str) -> None:
+def _end_jobs(queue: Queue, prefix: str) -> None:
     """Cancel what is left, and wait until the queue has nothing that runs or waits."""
     until = time.monotonic() + _CLOSE_SECONDS
     while True:
-        slurm.cancel(name=name)
-        listed = slurm.listed(name=name).items()
+        listed = queue.jobs(prefix).items()
         jobs = [job for job, shown in listed if shown.state != "COMPLETING"]
         if not jobs:
             return
+        queue.cancel(jobs)
         if time.monotonic() > until:
             raise ClusterError(
-                f"all jobs of the run must be gone from the queue; still there: {', '.join(jobs)}. "
-                f"Cancel them: scancel --name={name}"
+                f"all jobs of the run must be gone from the queue; still there: {', '.join(jobs)}: "
+                "cancel them."
             )
         time.sleep(0.2)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from cluster import slurm
 from cluster.profile import Profile
-from cluster.slurm import ClusterError
+from cluster.queue import ClusterError, command
 
 REQUEUE_STATUS = 75
 """With this exit status (EX_TEMPFAIL) a driver says that there is more to do."""
@@ -18,7 +17,7 @@ REQUEUE_STATUS = 75
 
 def driver_script(
     profile: Profile,
-    command: list[str],
+    driver: list[str],
     *,
     log: Path,
     job_name: str,
@@ -35,7 +34,7 @@ def driver_script(
     profile : Profile
         Of kind "slurm", with a [driver]: partition, account, prologue, and directives are those of
         the workers.
-    command : list of str
+    driver : list of str
         The driver and its arguments.
     log : Path
         Of all generations of the job, one after the other.
@@ -77,7 +76,7 @@ def driver_script(
     header = "\n".join(f"#SBATCH {d}" for d in [*kept, *profile.extra_directives])
     prologue = "\n".join(profile.prologue)
     return _SCRIPT.format(
-        header=header, prologue=prologue, command=shlex.join(command), again=REQUEUE_STATUS
+        header=header, prologue=prologue, command=shlex.join(driver), again=REQUEUE_STATUS
     )
 
 
@@ -107,4 +106,4 @@ def submit(script: str) -> str:
     ClusterError
         If there is no sbatch, or if it refuses.
     """
-    return slurm.command("sbatch", "--parsable", script=script).strip().split(";")[0]
+    return command("sbatch", "--parsable", script=script).strip().split(";")[0]

@@ -208,16 +208,16 @@ def cancel(store: StoreArgument) -> None:
     place = Store(store)
     with _reported_errors():
         place.sweep()
-        queued = shutil.which("scancel") is not None
+        queue = slurm if shutil.which("scancel") else None
         name, pid = _driver_name(place), place.holder_here()
-        if queued and slurm.listed(name=name):
-            slurm.cancel(name=name)
+        if queue and (jobs := queue.jobs(name)):
+            queue.cancel(jobs)
         elif pid:
             os.kill(pid, signal.SIGTERM)
         elif driver := place.holder():
             _fail(f"{place.path} is driven by {driver}; it is no job of SLURM: stop it there.")
         with place.lock(wait=True) as writer:
-            end(_run_directory(place), queued=queued)
+            end(_run_directory(place), queue=queue)
             writer.collect()
     terminal.show_status(_status(place))
 
@@ -422,9 +422,9 @@ def _run_directory(store: Store) -> Path:
 
 
 def _driver_name(store: Store) -> str:
-    from cluster.launch import job_name
+    from cluster.launch import driver_name
 
-    return f"{job_name(_run_directory(store))}-driver"
+    return driver_name(_run_directory(store))
 
 
 def _compute(
@@ -553,11 +553,12 @@ def _driver_job(store: Store) -> dict[str, str] | None:
     if not (store.control / _SUBMITTED).exists() or not shutil.which("squeue"):
         return None
     from cluster import slurm
+    from cluster.queue import ClusterError
 
     job = (store.control / _SUBMITTED).read_text()
     try:
-        found = slurm.listed().get(job)
-    except slurm.ClusterError as error:
+        found = slurm.jobs("").get(job)
+    except ClusterError as error:
         return {"id": job, "state": "UNKNOWN", "reason": str(error)}
     return {"id": job, "state": found.state, "reason": found.reason} if found else None
 

@@ -16,7 +16,15 @@ from distributed import Client, Status
 
 from cluster import preflight as preflight_module
 from cluster.crew import Crew
-from cluster.launch import WALLTIME_END, ClusterError, job_name, job_script, launch, local
+from cluster.launch import (
+    WALLTIME_END,
+    ClusterError,
+    driver_name,
+    job_name,
+    job_script,
+    launch,
+    local,
+)
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
 
@@ -106,6 +114,11 @@ def test_names_of_jobs() -> None:
     assert job_name(Path("/runs/a")) != job_name(Path("/runs/b"))
 
 
+def test_the_driver_is_no_worker() -> None:
+    """To cancel all jobs whose name begins like that of a worker spares the driver."""
+    assert not driver_name(Path("/runs/a")).startswith(job_name(Path("/runs/a")))
+
+
 def test_sigint_handler() -> None:
     """Ctrl-C stays KeyboardInterrupt, although dask-jobqueue makes it an exit with status 0."""
     code = (
@@ -130,7 +143,7 @@ def test_no_queue_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without SLURM's commands the error says what to do, and nothing is left behind."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
-        pytest.raises(ClusterError, match="scancel must be on the PATH: run alphasweep on a login"),
+        pytest.raises(ClusterError, match="squeue must be on the PATH: run alphasweep on a login"),
         launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "run"),
     ):
         pass

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.profile import Profile
-from cluster.slurm import ClusterError
+from cluster.queue import ClusterError
 from cluster.submit import REQUEUE_STATUS, driver_script, submit
 
 SIZE = {"name": "one", "up_to_N": 100, "memory": "2 GB", "walltime": "1h"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm as commands
-from cluster.slurm import ClusterError
+from cluster.queue import ClusterError
 from cluster.submit import REQUEUE_STATUS, driver_script, submit
 from tests.slurm.conftest import Slurm, profile, until
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from cluster.launch import job_name
+from cluster.launch import driver_name, job_name
 from pipeline.spec import load
 from pipeline.store import Store
 from tests.conftest import bits, fill, parts_of
@@ -170,8 +170,8 @@ class Desk:
     @property
     def names(self) -> tuple[str, str]:
         """The names of the worker jobs and of the driver's."""
-        name = job_name(self.store.control / "cluster")
-        return name, f"{name}-driver"
+        run = self.store.control / "cluster"
+        return job_name(run), driver_name(run)
 
     def computes(self, cells: int = 1) -> None:
         """Wait until a driver, this or the next, tells of so many cells more than it does now."""

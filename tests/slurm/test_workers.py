@@ -21,7 +21,7 @@ import pytest
 from distributed.security import Security
 
 from cluster.fleet import Death
-from cluster.launch import WALLTIME_END, Cluster, ClusterError, end, job_name, launch
+from cluster.launch import QUEUES, WALLTIME_END, Cluster, ClusterError, end, job_name, launch
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
 from tests.slurm.conftest import Slurm, profile, until
@@ -355,7 +355,7 @@ def test_end_of_an_orphaned_run(slurm: Slurm, tmp_path: Path) -> None:
         driver.kill()
     assert list(tmp_path.glob("certificates*/key.pem"))
     assert slurm.jobs(name=job_name(tmp_path))
-    end(tmp_path, queued=True)
+    end(tmp_path, queue=QUEUES["slurm"])
     assert not list(tmp_path.glob("certificates*"))
     until(lambda: not slurm.jobs(name=job_name(tmp_path)), what="an empty queue")
 
