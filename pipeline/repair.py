@@ -84,7 +84,7 @@ class _Repair:
 
     def mend(self, finding: Finding) -> str:
         """Do what is to be done, and say it; "" if there is nothing."""
-        self._writer._check_lease()
+        self._writer.check()
         act: Callable[[Finding], str] | None = getattr(self, f"_{finding.kind}", None)
         return act(finding) if act else ""
 
@@ -227,7 +227,7 @@ def _restore_root(writer: Writer, fault: str) -> None:
         raise StoreError(
             f"{path} must hold the metadata of a sweep; {fault}. {lost_root(store)}."
         ) from None
-    writer._check_lease()
+    writer.check()
     replace_text(path, json.dumps(copy, indent=2))
 
 

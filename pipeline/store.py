@@ -20,7 +20,6 @@ import os
 import socket
 import time
 import traceback
-import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,21 +29,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-import filelock
 import numpy as np
 import numpy.typing as npt
-import psutil
 import xarray as xr
 
 from pipeline import layout
 from pipeline.dataset import DONE, FAILED, cell_dtype, cell_variables
 from pipeline.files import patient, replace, replace_text, sync
+from pipeline.lease import Lease, LeaseLostError
 from pipeline.part import Cells, Part
 from pipeline.provenance import code_version, other_numbers
 from pipeline.spec import Sweep, SweepError, differences, union
-
-LEASE_SECONDS = 60.0  # a driver that shows no sign of life for so long may be taken over
-_PID_NAMESPACE_OF_THE_HOST = 0xEFFFFFFC  # PID_NS_INIT_INO of Linux
 
 
 class StoreError(RuntimeError):
@@ -223,25 +218,18 @@ class Store:
 
     def holder(self) -> str | None:
         """Say who drives the store now, or None. Looking does not disturb the lock."""
-        lease = self._lease()
-        owner = lease.owner
-        if owner is None:
-            return None
-        if _has_died(owner) or self._silence() > LEASE_SECONDS:
-            return None
-        return self._describe(lease)
+        return self._lease().holder(self.progress())
 
     def holder_here(self) -> int | None:
         """Return the process that drives the store, if it is one of this machine."""
-        owner = self._lease().owner
-        return owner.pid if owner and _is_here(owner) and not _has_died(owner) else None
+        return self._lease().holder_here()
 
     @contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[Writer]:
         """Hold the store as its only writer.
 
         A dead driver on this host is taken over at once; one on another host, or one that is
-        stopped, after it gave no sign of life for `LEASE_SECONDS`.
+        stopped, after it gave no sign of life for `lease.LEASE_SECONDS`.
 
         Parameters
         ----------
@@ -256,11 +244,11 @@ class Store:
         self.parts_folder.mkdir(parents=True, exist_ok=True)
         self.errors_folder.mkdir(exist_ok=True)
         lease = self._lease()
-        while not self._take(lease):
+        while not lease.take():
             if not wait:
                 raise StoreError(
                     f"store {self.path} must have one driver at a time; it is in use by "
-                    f"{self._describe(lease)}: wait for it, or stop it first."
+                    f"{lease.describe(self.progress())}: wait for it, or stop it first."
                 )
         try:
             writer = Writer(self, lease)
@@ -273,87 +261,14 @@ class Store:
     def _part_file(self, part: Part) -> Path:
         return self.parts_folder / f"{part.name}.npz"
 
-    def _lease(self) -> filelock.SoftFileLease:
-        return filelock.SoftFileLease(
-            self.control / "lock", lease_duration=LEASE_SECONDS, thread_local=False, timeout=0
-        )
-
-    def _take(self, lease: filelock.SoftFileLease) -> bool:
-        """Try to take the lock, also from one who is dead, and say whether that worked."""
-        seen, silent = self._mark(), self._silence() > LEASE_SECONDS
-        try:
-            # Who seems dead has to be watched for as long as a lease lasts before it is taken over.
-            # And who has just taken it needs a moment to say who it is.
-            lease.acquire(timeout=1.5 * LEASE_SECONDS if silent else 1)
-        except filelock.Timeout:
-            if self._mark() != seen or not (silent or _has_died(lease.owner)):
-                return False
-            # The library takes over by swapping two names, which network file systems cannot.
-            self._put_aside(seen)
-            with suppress(filelock.Timeout):
-                lease.acquire(timeout=1)
-        return lease.is_locked
-
-    def _put_aside(self, dead: tuple[int, int] | None) -> None:
-        """Remove a dead driver's lock, and no other."""
-        lock = self.control / "lock"
-        aside = self.parts_folder / f".lock.{uuid.uuid4().hex[:8]}"
-        with suppress(FileNotFoundError):
-            lock.rename(aside)
-            if _mark_of(aside) != dead:  # another was quicker, and this is his: he does not notice
-                with suppress(FileExistsError):
-                    os.link(aside, lock)
-            aside.unlink()
-
-    def _mark(self) -> tuple[int, int] | None:
-        return _mark_of(self.control / "lock")
-
-    def _describe(self, lease: filelock.SoftFileLease) -> str:
-        owner, said = lease.owner, self.progress()
-        if owner is None:
-            return "a process that has just ended"
-        host = owner.hostname.partition("?")[0]
-        is_its_own = (said.get("host"), said.get("pid")) == (host, owner.pid)
-        since = f", since {_moment(said['since'])}" if is_its_own and "since" in said else ""
-        silence = max(0.0, self._silence())
-        return f"process {owner.pid} on {host}{since}, last sign of life {silence:.0f} s ago"
-
-    def _silence(self) -> float:
-        """Seconds since the lock was last refreshed, by this host's clock; 0 if there is none."""
-        try:
-            return time.time() - (self.control / "lock").stat().st_mtime
-        except OSError:
-            return 0.0
-
-
-def _mark_of(lock: Path) -> tuple[int, int] | None:
-    """Tell locks, and signs of life, apart; None if there is no lock."""
-    try:
-        found = lock.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def _is_here(owner: filelock.OwnerRecord) -> bool:
-    """Whether a lock's owner is, or was, a process that this one can see."""
-    try:  # to the name of the host filelock adds the PID namespace, in a container
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        namespace = _PID_NAMESPACE_OF_THE_HOST
-    suffix = "" if namespace == _PID_NAMESPACE_OF_THE_HOST else f"?pidns-{namespace:x}"
-    return bool(owner.hostname == socket.gethostname() + suffix)
-
-
-def _has_died(owner: filelock.OwnerRecord | None) -> bool:
-    """Whether a lock's owner was a process here that is no more."""
-    return owner is not None and _is_here(owner) and not psutil.pid_exists(owner.pid)
+    def _lease(self) -> Lease:
+        return Lease(self.control)
 
 
 class Writer:
     """The one who may change a store; made by `Store.lock`."""
 
-    def __init__(self, store: Store, lease: filelock.SoftFileLease) -> None:
+    def __init__(self, store: Store, lease: Lease) -> None:
         self.store = store
         self._lease = lease
         self._since = time.time()
@@ -374,7 +289,7 @@ class Writer:
             If the store was made for another sweep (the differences are named), or by code that
             gives other numbers.
         """
-        self._check_lease()
+        self.check()
         self._grid = None
         path = self.store.path
         if not self.store.exists():
@@ -435,7 +350,7 @@ class Writer:
         StoreError
             If another driver has taken the store over.
         """
-        self._check_lease()
+        self.check()
         grid = self._opened()
         read = ((part, self.store.load(part, grid.dtype)) for part in parts)
         loaded = [(part, cells) for part, cells in read if cells is not None]
@@ -455,7 +370,7 @@ class Writer:
         for at in rows:
             status[at] = DONE
         grid.write(block, merged)
-        self._check_lease()
+        self.check()
         grid.write(block, {"status": status})
         for part, _ in loaded:
             self.discard(part)
@@ -522,15 +437,24 @@ class Writer:
             self._grid = _Grid(self.store)
         return self._grid
 
-    def _check_lease(self) -> None:
-        # Read from the disk: one that was stopped for minutes finds out before it writes.
-        owner = self._lease.owner
-        if owner is None or owner.token != self._lease.token:
+    def check(self) -> None:
+        """Make sure that this is still the store's driver, by the lock on the disk.
+
+        One that was stopped for minutes finds out before it writes.
+
+        Raises
+        ------
+        StoreError
+            If another driver has taken the store over; it is named.
+        """
+        try:
+            self._lease.check(self.store.progress)
+        except LeaseLostError as lost:
             raise StoreError(
                 f"store {self.store.path} must have one driver at a time; it was taken over by "
-                f"{self.store._describe(self._lease)} while this process gave no sign of life. "
+                f"{lost} while this process gave no sign of life. "
                 "Nothing was lost: let that one go on, or stop it and run again."
-            )
+            ) from None
 
 
 class _Grid:
@@ -628,7 +552,3 @@ def wider_sweep(store: Store, sweep: Sweep) -> Sweep:
             "choose another --store, or set these keys as in the store."
         )
     return union(stored, sweep)
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -412,7 +412,7 @@ def _names_nobody(store: Store) -> bool:
     lock = store.control / "lock"
     for wait in (0, 0.1):
         time.sleep(wait)
-        if store._lease().owner is not None or not lock.exists():
+        if store._lease().named or not lock.exists():
             return False
     return True
 

@@ -22,8 +22,7 @@ import pytest
 import xarray as xr
 
 from kernels.descent import Outcome
-from pipeline import layout
-from pipeline import store as store_module
+from pipeline import layout, lease
 from pipeline.dataset import COMPUTED, COORDINATES, DONE, FAILED, KEPT, MISSING
 from pipeline.part import Part, compute
 from pipeline.provenance import code_version
@@ -464,7 +463,7 @@ def test_a_lock_that_lives_is_put_back(full: Store) -> None:
     """Who was quicker to take a dead driver's lock keeps his, though it was moved for a moment."""
     with full.lock() as writer:
         mine = (full.control / "lock").stat().st_ino
-        full._put_aside((1, 1))
+        full._lease()._put_aside((1, 1))
         assert (full.control / "lock").stat().st_ino == mine
         writer.prepare(tiny())
     assert list(full.parts_folder.iterdir()) == []
@@ -507,7 +506,7 @@ def test_an_old_lock_that_names_nobody_is_taken_over(
     full: Store, garbage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a driver left that was killed while it made its lock, or a disk that was full."""
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     lock = full.control / "lock"
     lock.write_bytes(garbage)
     os.utime(lock, (0, 0))
@@ -520,11 +519,11 @@ def test_a_stalled_driver_that_comes_back_does_not_write(
     full: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that gave no sign of life is taken over, and stops before it writes again."""
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     script = f"""
 import os, signal
-from pipeline import store
-store.LEASE_SECONDS = 0.5
+from pipeline import lease, store
+lease.LEASE_SECONDS = 0.5
 with store.Store({str(full.path)!r}).lock() as writer:
     print("mine", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)

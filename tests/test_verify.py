@@ -19,9 +19,8 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import layout
+from pipeline import layout, lease
 from pipeline import repair as repair_module
-from pipeline import store as store_module
 from pipeline.dataset import DONE, MISSING, cell_variables
 from pipeline.part import Part, compute
 from pipeline.reading import open_sweep
@@ -412,12 +411,12 @@ def test_garbage_in_the_lock(full: Store, monkeypatch: pytest.MonkeyPatch) -> No
     lock = full.control / "lock"
     lock.write_bytes(b"\x80 no lease\n")
     assert kinds(verify(full), "leftover") == {"lock"}
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 3600.0)  # which it takes to look at it
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 3600.0)  # which it takes to look at it
     lock.write_bytes(b"")  # with a line in it, filelock would take 2 s for an age
     with pytest.raises(StoreError, match="one driver at a time"), full.lock():
         pass
     lock.write_bytes(b"\x80 no lease\n")
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     os.utime(lock, (time.time() - 100,) * 2)
     mend(full)
     assert kinds(verify(full), "leftover") == set()
