@@ -22,6 +22,7 @@ from distributed.core import Status
 from distributed.security import Security
 
 from cluster import slurm
+from cluster.admission import missing_interface
 from cluster.fleet import Death, Fleet, QueueFleet
 from cluster.profile import Profile, SizeClass
 from cluster.queue import ClusterError, Queue
@@ -245,8 +246,8 @@ def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) ->
     Raises
     ------
     ClusterError
-        If this machine has no such queue, if the profile allows fewer jobs, or if the path cannot
-        be used; also from the end, if jobs could not be cancelled.
+        If this machine has no such queue or no such network interface, if the profile allows fewer
+        jobs, or if the path cannot be used; also from the end, if jobs could not be cancelled.
     """
     sizes = {size.name: size for size in profile.classes}
     if (number := sum(jobs.values())) > profile.jobs:
@@ -263,6 +264,8 @@ def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) ->
                 }
             )
             return
+        if problem := missing_interface(profile):
+            raise ClusterError(problem)
         directory = _usable(run_directory)
         queue, prefix = QUEUES.get(profile.kind), job_name(directory)
         if queue:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,6 +17,7 @@ import pytest
 from distributed import Client, Status
 
 from cluster import preflight as preflight_module
+from cluster.admission import missing_interface
 from cluster.crew import Crew
 from cluster.launch import (
     WALLTIME_END,
@@ -157,6 +160,28 @@ def test_blanks_in_the_path(tmp_path: Path) -> None:
         launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "a b"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("interface", "what"),
+    [("ib7", "ib7 does not exist"), ("dry0", "dry0 has no IPv4 address")],
+)
+def test_an_interface_that_is_not_there(
+    interface: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named beside those that there are, before anything is started or made."""
+    there = {
+        "lo": [SimpleNamespace(family=socket.AF_INET, address="127.0.0.1")],
+        "dry0": [SimpleNamespace(family=socket.AF_INET6, address="fe80::1")],
+    }
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: there)
+    with (
+        pytest.raises(ClusterError, match=rf"{what}. Here are: lo \(127.0.0.1\). Name one"),
+        launch(profile("pbs", interface=interface), {"one": 1}, run_directory=tmp_path / "run"),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+    assert missing_interface(profile("pbs", interface="lo")) == ""
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,29 @@
+"""Whether this machine and the queue would take a run's jobs: asked before any is submitted."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from cluster.profile import Profile
+
+
+def missing_interface(profile: Profile) -> str:
+    """Say that this machine has not the network interface of the profile; "" if it has.
+
+    A driver that is submitted runs on another machine, which may have it.
+    """
+    there = {
+        name: [each.address for each in addresses if each.family == socket.AF_INET]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+    if profile.interface is None or there.get(profile.interface):
+        return ""
+    usable = ", ".join(f"{name} ({', '.join(ip)})" for name, ip in there.items() if ip)
+    what = "has no IPv4 address" if profile.interface in there else "does not exist"
+    return (
+        f"interface of the profile must be a network of this machine, {socket.gethostname()}, and "
+        f"of the nodes, with an IPv4 address; {profile.interface} {what}. Here are: {usable}. Name "
+        "one of them, or leave interface out."
+    )
