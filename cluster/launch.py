@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import shutil
@@ -9,7 +10,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -226,12 +227,19 @@ class Cluster:
 
 
 @contextmanager
-def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) -> Iterator[Cluster]:
+def launch(
+    profile: Profile,
+    jobs: Mapping[str, int],
+    *,
+    run_directory: Path,
+    token: str,
+    check: Callable[[], object] = lambda: None,
+) -> Iterator[Cluster]:
     """Start workers of each size class, as the profile says, for as long as the body runs.
 
-    On leaving, however that happens, every job of the run is cancelled, also those that wait in
-    the queue, and its certificates are removed. What a killed driver of the same run left of
-    either is removed on entering. To be called from the main thread.
+    On leaving, however that happens, every job of this launch is cancelled, also those that wait
+    in the queue, and its certificates are removed. What other launches left of either in the same
+    directory is removed on entering. To be called from the main thread.
 
     Parameters
     ----------
@@ -240,8 +248,13 @@ def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) ->
     jobs : mapping of str to int
         How many jobs of each class, by its name; a job is one worker.
     run_directory : Path
-        A directory of this run alone, for logs and certificates, seen by every node. Only one
+        A directory of this store alone, for logs and certificates, seen by every node. Only one
         launch at a time may use it: whoever holds the lock of the store.
+    token : str
+        Letters and digits of this launch alone: jobs, certificates and logs have it in their names.
+    check : callable
+        Raises a RuntimeError once another launch may use the directory. Called from any thread,
+        before what other launches left is removed, and before each job is submitted.
 
     Raises
     ------
@@ -267,37 +280,42 @@ def launch(profile: Profile, jobs: Mapping[str, int], *, run_directory: Path) ->
         if problem := missing_interface(profile):
             raise ClusterError(problem)
         directory = _usable(run_directory)
-        queue, prefix = QUEUES.get(profile.kind), job_name(directory)
+        queue, name = QUEUES.get(profile.kind), job_name(directory, token)
+        check()
         if queue:
-            queue.cancel(queue.jobs(prefix))
-            stack.callback(_end_jobs, queue, prefix)
-        security = stack.enter_context(_certificates(profile, directory))
+            # A job that does not go, as on a node that is lost, is not to keep the others waiting.
+            _cancelled(queue, job_name(directory))
+            stack.callback(_end_jobs, queue, name)
+        security = stack.enter_context(_certificates(profile, directory, name))
         stack.enter_context(dask.config.set(_SCHEDULER))
         stack.enter_context(_quiet())
         fleets = {
-            size: stack.enter_context(_fleet(profile, sizes[size], n, directory, security))
+            size: stack.enter_context(
+                _fleet(profile, sizes[size], n, directory, name, security, check)
+            )
             for size, n in jobs.items()
         }
         if queue:
             # Dask, which ends one worker after the other, has less to do then.
-            stack.callback(lambda: queue.cancel(queue.jobs(prefix)))
-        yield Cluster(fleets, queue=queue, prefix=prefix)
+            stack.callback(lambda: queue.cancel(queue.jobs(name)))
+        yield Cluster(fleets, queue=queue, prefix=name)
 
 
 def end(run_directory: Path, *, queue: Queue | None) -> None:
-    """Remove what a driver that is gone left of its run: jobs in the queue, certificates.
+    """Remove what drivers that are gone left: jobs in the queue, certificates.
 
     Certificates in a `shared_directory` are removed by the next `launch`.
     """
     directory = run_directory.resolve()
     if queue:
         _end_jobs(queue, job_name(directory))
-    shutil.rmtree(_certificates_of(directory, directory), ignore_errors=True)
+    _remove_certificates(directory, directory)
 
 
-def job_name(run_directory: Path) -> str:
-    """Return the name of every worker job of a run, by which they can be found and cancelled."""
-    return f"alphasweep-{_digest(run_directory)}"
+def job_name(run_directory: Path, token: str = "") -> str:
+    """Return the name of the worker jobs of a launch; without its token, how those of all begin."""
+    name = f"alphasweep-{_digest(run_directory)}"
+    return f"{name}-{token}" if token else name
 
 
 def driver_name(run_directory: Path) -> str:
@@ -310,17 +328,19 @@ def _digest(run_directory: Path) -> str:
 
 
 def job_script(profile: Profile, size: SizeClass, *, run_directory: Path) -> str:
-    """Return the script of a job, with placeholders for what only a run knows.
+    """Return the script of a job, with placeholders for what only a launch knows.
 
     Parameters
     ----------
     profile : Profile
         Of a queue; its kind is not "local".
     """
-    settings = _settings(profile, size, run_directory.resolve())
+    directory = run_directory.resolve()
+    name = job_name(directory, "TOKEN")
+    settings = _settings(profile, size, directory, name)
     protocol = "tls" if profile.tls else "tcp"
     if profile.tls:
-        folder = _certificate_directory(profile, run_directory.resolve())
+        folder = _certificates_of(name, profile.shared_directory or directory)
         settings |= {"security": _security(folder), "protocol": "tls://"}
     # dask-jobqueue makes the folder of the logs as soon as it hears of it.
     with tempfile.TemporaryDirectory() as scratch:
@@ -334,17 +354,25 @@ def job_script(profile: Profile, size: SizeClass, *, run_directory: Path) -> str
 
 @contextmanager
 def _fleet(
-    profile: Profile, size: SizeClass, jobs: int, directory: Path, security: Security | None
+    profile: Profile,
+    size: SizeClass,
+    jobs: int,
+    directory: Path,
+    name: str,
+    security: Security | None,
+    check: Callable[[], object],
 ) -> Iterator[QueueFleet]:
     submitted: dict[str, str] = {}
     refused: dict[str, str] = {}
-    run, number = f"{job_name(directory)}-{size.name}", count()
+    number = count()
 
     class Job(_job_class(profile)):  # type: ignore[misc]
         """Says which job is whose, and takes a refusal for an answer instead of raising it."""
 
         async def start(self) -> None:
             try:
+                # Not in the event loop: a network file system may be slow to answer.
+                await asyncio.to_thread(check)
                 await super().start()
             except (RuntimeError, ValueError, OSError) as error:
                 refused[self.name] = str(error)
@@ -356,13 +384,13 @@ def _fleet(
         """Gives no name twice, so that a new job is never taken for the one it replaces."""
 
         def _new_worker_name(self, worker_number: int) -> str:
-            return f"{run}-{next(number)}"
+            return f"{name}-{size.name}-{next(number)}"
 
     cluster = Jobs(
         job_cls=Job,
         security=security,
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
-        **_settings(profile, size, directory),
+        **_settings(profile, size, directory, name),
     )
     try:
         client = Client(cluster)
@@ -389,12 +417,12 @@ def _close(one: Any) -> None:
         one.close(timeout=_CLOSE_SECONDS)
 
 
-def _settings(profile: Profile, size: SizeClass, directory: Path) -> dict[str, Any]:
+def _settings(profile: Profile, size: SizeClass, directory: Path, name: str) -> dict[str, Any]:
     """Say to dask-jobqueue what a job needs; each queue has words of its own for it."""
     kind = profile.kind
     hours, minutes = divmod(size.walltime // 60, 60)
     settings: dict[str, Any] = {
-        "job_name": job_name(directory),
+        "job_name": name,
         "log_directory": str(directory / "logs"),
         # In the place of the shell: else the shell dies first of a cancelled job, and a queue that
         # follows parents loses sight of the worker.
@@ -465,8 +493,10 @@ def _usable(directory: Path) -> Path:
 
 
 @contextmanager
-def _certificates(profile: Profile, directory: Path) -> Iterator[Security | None]:
-    """Make certificates of this run, in files only for their owner, until the body is left."""
+def _certificates(profile: Profile, directory: Path, name: str) -> Iterator[Security | None]:
+    """Make certificates of a launch, in files only for their owner, until the body is left."""
+    place = profile.shared_directory or directory
+    _remove_certificates(directory, place)
     if not profile.tls:
         warnings.warn(
             "tls = false in the profile: anyone who can reach a port of the driver or of a worker "
@@ -475,8 +505,7 @@ def _certificates(profile: Profile, directory: Path) -> Iterator[Security | None
         )
         yield None
         return
-    folder = _certificate_directory(profile, directory)
-    shutil.rmtree(folder, ignore_errors=True)  # of a driver that was killed
+    folder = _certificates_of(name, place)
     folder.mkdir(mode=0o700, parents=True)
     try:
         made = Security.temporary()
@@ -485,15 +514,16 @@ def _certificates(profile: Profile, directory: Path) -> Iterator[Security | None
             (folder / name).write_text(text)
         yield _security(folder)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # who took over has removed it
 
 
-def _certificate_directory(profile: Profile, directory: Path) -> Path:
-    return _certificates_of(directory, profile.shared_directory or directory)
+def _certificates_of(name: str, place: Path) -> Path:
+    return place / f"certificates-{name}"
 
 
-def _certificates_of(run: Path, place: Path) -> Path:
-    return place / f"certificates-{job_name(run)}"
+def _remove_certificates(directory: Path, place: Path) -> None:
+    for folder in place.glob(f"certificates-{job_name(directory)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _security(folder: Path) -> Security:
@@ -507,19 +537,23 @@ def _security(folder: Path) -> Security:
 
 
 def _end_jobs(queue: Queue, prefix: str) -> None:
-    """Cancel what is left, and wait until the queue has nothing that runs or waits."""
+    """Cancel what is left, and make sure that the queue has nothing that runs or waits."""
+    if jobs := _cancelled(queue, prefix):
+        raise ClusterError(
+            f"all jobs of the run must be gone from the queue; still there: {', '.join(jobs)}: "
+            "cancel them."
+        )
+
+
+def _cancelled(queue: Queue, prefix: str) -> list[str]:
+    """Cancel jobs, wait until none of them runs or waits, and return those that do not go."""
     until = time.monotonic() + _CLOSE_SECONDS
     while True:
         listed = queue.jobs(prefix).items()
         jobs = [job for job, shown in listed if shown.state != "COMPLETING"]
-        if not jobs:
-            return
+        if not jobs or time.monotonic() > until:
+            return jobs
         queue.cancel(jobs)
-        if time.monotonic() > until:
-            raise ClusterError(
-                f"all jobs of the run must be gone from the queue; still there: {', '.join(jobs)}: "
-                "cancel them."
-            )
         time.sleep(0.2)
 
 

@@ -437,7 +437,7 @@ def _compute(
         f"{sum(todo.seconds.values()) / 3600:.3g} core-hours; {todo.done:,} of {todo.cells:,} are "
         "done."
     )
-    crew = _queue(writer.store, todo, on) if on else _this_machine(todo, workers)
+    crew = _queue(writer, todo, on) if on else _this_machine(todo, workers)
     try:
         with crew as (lanes, workforce), terminal.progress(todo) as watch:
             end = drive(sweep, writer, todo, lanes, watch=watch, workforce=workforce)
@@ -460,13 +460,13 @@ def _this_machine(todo: Plan, workers: int | None) -> Iterator[tuple[list[Lane],
 
 
 @contextmanager
-def _queue(store: Store, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Crew]]:
+def _queue(writer: Writer, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Crew]]:
     from cluster.crew import Crew
     from cluster.launch import launch
     from cluster.preflight import preflight, versions
     from pipeline.drive import Lane
 
-    placement = _Placement(on, todo)
+    store, placement = writer.store, _Placement(on, todo)
     profile, jobs = placement.profile, placement.jobs
     if profile.kind != "local":
         jobs |= placement.reserve
@@ -482,7 +482,13 @@ def _queue(store: Store, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Cre
             memory=memory[size_class] if profile.kind != "local" else 0,
         )
 
-    with launch(profile, jobs, run_directory=_run_directory(store)) as cluster:
+    with launch(
+        profile,
+        jobs,
+        run_directory=_run_directory(store),
+        token=writer.token,
+        check=writer.check,
+    ) as cluster:
         for name, number in placement.jobs.items():
             say(f"{number} jobs of class {name} submitted to {profile.kind}")
         for name, page in cluster.dashboards.items():

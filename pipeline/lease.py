@@ -65,6 +65,11 @@ class Lease:
         owner = self._lease.owner
         return owner.pid if owner and _is_here(owner) and not _has_died(owner) else None
 
+    @property
+    def token(self) -> str:
+        """What tells this hold of the lock from every other, 8 hexadecimal digits; "" if free."""
+        return (self._lease.token or "")[:8]
+
     def take(self) -> bool:
         """Try to take the lock, also from one who is dead, and say whether that worked."""
         seen, silent = self._mark(), self._silence() > LEASE_SECONDS

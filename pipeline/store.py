@@ -437,6 +437,11 @@ class Writer:
             self._grid = _Grid(self.store)
         return self._grid
 
+    @property
+    def token(self) -> str:
+        """What tells this driver's jobs, certificates and records from those of any other."""
+        return self._lease.token
+
     def check(self) -> None:
         """Make sure that this is still the store's driver, by the lock on the disk.
 

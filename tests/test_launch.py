@@ -90,7 +90,7 @@ def test_worker(kind: str) -> None:
     last_nthreads = len(command) - 1 - command[::-1].index("--nthreads")
     assert command[last_nthreads + 1] == "1"
     assert "--no-nanny" in command
-    folder = f"/runs/a/certificates-{job_name(Path('/runs/a'))}"
+    folder = f"/runs/a/certificates-{job_name(Path('/runs/a'), 'TOKEN')}"
     assert command[command.index("--tls-key") + 1].startswith(f"{folder}/key.pem")
 
 
@@ -112,9 +112,11 @@ def test_choices_of_the_profile() -> None:
 
 
 def test_names_of_jobs() -> None:
-    """A run finds its jobs by name: the same for the same directory, another for another."""
-    assert job_name(Path("/runs/a")) == job_name(Path("/runs/b/../a"))
-    assert job_name(Path("/runs/a")) != job_name(Path("/runs/b"))
+    """A launch finds its jobs by name, and with what those of all begin, those of others."""
+    assert job_name(Path("/runs/a"), "t") == job_name(Path("/runs/b/../a"), "t")
+    assert job_name(Path("/runs/a"), "t") != job_name(Path("/runs/a"), "u")
+    assert job_name(Path("/runs/a"), "t").startswith(job_name(Path("/runs/a")))
+    assert not job_name(Path("/runs/b"), "t").startswith(job_name(Path("/runs/a")))
 
 
 def test_the_driver_is_no_worker() -> None:
@@ -137,7 +139,7 @@ def test_too_many_jobs(tmp_path: Path) -> None:
     """More jobs than the profile allows are not submitted."""
     with (
         pytest.raises(ClusterError, match=r"may have jobs = 4 at once.*5 were asked for"),
-        launch(profile("slurm"), {"one": 5}, run_directory=tmp_path),
+        launch(profile("slurm"), {"one": 5}, run_directory=tmp_path, token="t"),
     ):
         pass
 
@@ -147,7 +149,7 @@ def test_no_queue_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
         pytest.raises(ClusterError, match="squeue must be on the PATH: run alphasweep on a login"),
-        launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "run"),
+        launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "run", token="t"),
     ):
         pass
     assert not list((tmp_path / "run").iterdir())
@@ -157,7 +159,7 @@ def test_blanks_in_the_path(tmp_path: Path) -> None:
     """A directory that job scripts cannot name is refused before anything is submitted."""
     with (
         pytest.raises(ClusterError, match=r"must have no blanks.*choose another store"),
-        launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "a b"),
+        launch(profile("slurm"), {"one": 1}, run_directory=tmp_path / "a b", token="t"),
     ):
         pass
 
@@ -188,7 +190,7 @@ def test_an_interface_that_is_not_there(
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Launch one worker on this machine."""
     folder = tmp_path_factory.mktemp("local")
-    with launch(profile("local"), {"one": 1}, run_directory=folder) as cluster:
+    with launch(profile("local"), {"one": 1}, run_directory=folder, token="t") as cluster:
         cluster.wait("one")
         cluster.check()
         state = cluster.state()["one"]
@@ -216,7 +218,7 @@ def test_a_machine_that_stalls() -> None:
 def test_nobody_works_unexamined(tmp_path: Path) -> None:
     """A class gets work when its first worker has passed, and a problem stops the run."""
     problems = {"one": ["too slow"]}
-    with launch(profile("local"), {"one": 1}, run_directory=tmp_path) as cluster:
+    with launch(profile("local"), {"one": 1}, run_directory=tmp_path, token="t") as cluster:
         crew = Crew(cluster, {"one": 1}, lambda name, client: problems[name])
         cluster.wait("one")
         assert crew.workers("one") == 0

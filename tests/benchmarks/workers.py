@@ -71,7 +71,9 @@ def main(profile: str = "", workers: str = "2", seconds: str = "2", each: str = 
         began = time.perf_counter()
         with (
             store.lock() as writer,
-            launch(one, {name: number}, run_directory=store.control / "cluster") as cluster,
+            launch(
+                one, {name: number}, run_directory=store.control / "cluster", token="t"
+            ) as cluster,
         ):
             writer.prepare(work)
             cluster.wait(name, workers=number)

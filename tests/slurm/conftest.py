@@ -39,10 +39,10 @@ class Slurm:
         """Run a verb of cluster.sh, such as ``kill-node n2``."""
         subprocess.run([_SCRIPT, *words], check=True)
 
-    def jobs(self, *, name: str | None = None, state: str | None = None) -> list[str]:
-        """Return ids of jobs that wait or run, the oldest first."""
+    def jobs(self, *, name: str = "", state: str | None = None) -> list[str]:
+        """Return ids of jobs that wait or run, the oldest first; `name` is how theirs begins."""
         shown = (line.split() for line in self.do("squeue", "-h", "-o", "%A %T %j").splitlines())
-        found = [int(id_) for id_, s, n in shown if name in (None, n) and state in (None, s)]
+        found = [int(id_) for id_, s, n in shown if n.startswith(name) and state in (None, s)]
         return [str(id_) for id_ in sorted(found)]
 
     def shows(self, job: str) -> dict[str, str]:

@@ -169,7 +169,7 @@ class Desk:
 
     @property
     def names(self) -> tuple[str, str]:
-        """The names of the worker jobs and of the driver's."""
+        """How the names of the worker jobs begin, and that of the driver's."""
         run = self.store.control / "cluster"
         return job_name(run), driver_name(run)
 
@@ -240,7 +240,8 @@ class Desk:
             process.kill()
             process.wait()
         for name in self.names:
-            self.slurm.do("scancel", f"--name={name}")
+            for job in self.slurm.jobs(name=name):
+                self.slurm.do("scancel", "--quiet", job)
 
 
 @pytest.fixture

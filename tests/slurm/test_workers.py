@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -99,7 +100,7 @@ def launched(slurm: Slurm, run: Path, one: Profile, jobs: int = 2) -> Iterator[C
     name = job_name(run)
     seen: set[str] = set()
     try:
-        with launch(one, {"one": jobs}, run_directory=run) as cluster:
+        with launch(one, {"one": jobs}, run_directory=run, token=token_hex(4)) as cluster:
             try:
                 yield cluster
             finally:
@@ -372,7 +373,7 @@ import sys, time
 from pathlib import Path
 from cluster.launch import launch
 from tests.slurm.conftest import profile
-with launch(profile(), {"one": 1}, run_directory=Path(sys.argv[1])) as cluster:
+with launch(profile(), {"one": 1}, run_directory=Path(sys.argv[1]), token="dead") as cluster:
     cluster.wait("one")
     print("ready", flush=True)
     time.sleep(300)
@@ -389,11 +390,11 @@ def test_killed_driver(slurm: Slurm, tmp_path: Path) -> None:
         stop(slurm, job_name(tmp_path))
         driver.kill()
     (key,) = tmp_path.glob("certificates*/key.pem")
-    old, before = slurm.jobs(name=job_name(tmp_path)), key.read_text()
+    old = slurm.jobs(name=job_name(tmp_path))
     assert old
     with launched(slurm, tmp_path, profile(), jobs=1) as cluster:
         come(cluster)
-        assert key.read_text() != before
+        assert not key.exists()
         assert not set(old) & set(workers(cluster).values())
         until(lambda: not slurm.processes(old[0]), what="the end of the old worker")
 
