@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,12 @@ def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
     replace(path, lambda file: file.write(text.encode()), durable=durable)
     if durable:
         _sync(path.parent)
+
+
+def copy(source: Path, path: Path) -> None:
+    """Copy a file, also from another file system, so that it is whole at `path`, or not there."""
+    with source.open("rb") as content:
+        replace(path, lambda file: shutil.copyfileobj(content, file), durable=False)
 
 
 def sync(paths: Iterable[Path]) -> None:

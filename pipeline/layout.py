@@ -29,7 +29,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.dataset import COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
-from pipeline.files import replace_text, sync
+from pipeline.files import copy, replace_text, sync
 from pipeline.provenance import code_version, fingerprint
 from pipeline.spec import Sweep, as_document, measurements
 
@@ -106,10 +106,15 @@ def widen(path: Path, sweep: Sweep) -> None:
             else:
                 for chunk in chunks:
                     os.link(chunk, path / name / _renamed(chunk.name, after[name], places))
-        for name in moving:
-            for chunk in _chunks(building / name, after[name]):
-                chunk.replace(path / name / chunk.name)
-        sync(path / name for name in moving)
+        # By copies, not renames: an array's folder may be a link into another file system.
+        copies = {
+            chunk: path / name / chunk.name
+            for name in moving
+            for chunk in _chunks(building / name, after[name])
+        }
+        for chunk, place in copies.items():
+            copy(chunk, place)
+        sync([*copies.values(), *(path / name for name in moving)])
         _commit(path, read_root(building))
         settle(path)
     finally:
@@ -155,9 +160,14 @@ def change_attributes(path: Path, **attributes: Any) -> None:
     _commit(path, root)
 
 
+def resolved(path: str | Path) -> Path:
+    """Return the place that a path leads to through all links, whether or not anything is there."""
+    return Path(os.path.realpath(path))
+
+
 def control_folder(path: Path) -> Path:
-    """Return the folder beside a store, for all that is not the dataset."""
-    return path.with_name(path.name + ".run")
+    """Return the folder beside a store, for all that is not the dataset; it may be a link, too."""
+    return resolved(path.with_name(path.name + ".run"))
 
 
 def chunk_file(path: Path, array: Array, place: tuple[int, ...]) -> Path:

@@ -33,11 +33,11 @@ class Lease:
     Parameters
     ----------
     control : Path
-        The store's control folder; the lock is in it, and what is put aside goes to its parts.
+        The store's control folder; the lock is in it.
     """
 
     def __init__(self, control: Path) -> None:
-        self._lock, self._parts = control / "lock", control / "parts"
+        self._lock = control / "lock"
         self._lease = filelock.SoftFileLease(
             self._lock, lease_duration=LEASE_SECONDS, thread_local=False, timeout=0
         )
@@ -127,7 +127,7 @@ class Lease:
 
     def _put_aside(self, dead: tuple[int, int] | None) -> None:
         """Remove a dead driver's lock, and no other."""
-        aside = self._parts / f".lock.{uuid.uuid4().hex[:8]}"
+        aside = self._lock.with_name(f".lock.{uuid.uuid4().hex[:8]}")
         with suppress(FileNotFoundError):
             self._lock.rename(aside)
             if _mark_of(aside) != dead:  # another was quicker, and this is his: he does not notice

@@ -91,13 +91,17 @@ def _header(dtype: np.dtype[Any], cells: int) -> bytes:
 
 
 class Store:
-    """A sweep's store at a path, to read. Cheap to make; nothing is kept open between calls."""
+    """A sweep's store at a path, to read. Cheap to make; nothing is kept open between calls.
+
+    Through whatever links it is named, it is the one at the place where they end, and so is what is
+    beside it: a store has one lock.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+        self.path = layout.resolved(path)
         self.control = layout.control_folder(self.path)
-        self.parts_folder = self.control / "parts"
-        self.errors_folder = self.control / "errors"
+        self.parts_folder = layout.resolved(self.control / "parts")
+        self.errors_folder = layout.resolved(self.control / "errors")
 
     def exists(self) -> bool:
         """Whether a sweep was created here.
@@ -300,7 +304,8 @@ class Writer:
         if not mix:
             self._check_numbers(sweep)
         layout.settle(path)
-        for leftover in (*self.store.parts_folder.glob(".*"), *path.glob("*/*.partial")):
+        parts, locks = self.store.parts_folder.glob(".*"), self.store.control.glob(".lock.*")
+        for leftover in (*parts, *locks, *path.glob("*/*.partial")):
             leftover.unlink(missing_ok=True)
         versions = self.store.attributes()["code_versions"]
         if code_version() not in versions:

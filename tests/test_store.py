@@ -6,12 +6,15 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +30,7 @@ from pipeline.dataset import COMPUTED, COORDINATES, DONE, FAILED, KEPT, MISSING
 from pipeline.part import Part, compute
 from pipeline.provenance import code_version
 from pipeline.store import Block, Failure, Store, StoreError, hand_in
+from pipeline.verify import verify
 from tests.conftest import bits, fill, parts_of, tiny
 
 # --- the public contract ----------------------------------------------------------------------
@@ -543,3 +547,70 @@ with store.Store({str(full.path)!r}).lock() as writer:
         said, _ = first.communicate(timeout=120)
     assert "it was taken over by process" in said
     assert f"process {os.getpid()}" in said
+
+
+# --- one store, many names --------------------------------------------------------------------
+
+
+def linked(path: Path, place: Path) -> Path:
+    """Put what is at a path, if anything, somewhere else, and a link to it in its place."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        shutil.move(path, place)
+    path.symlink_to(place)
+    return path
+
+
+@pytest.mark.parametrize("what", ["the store", "a folder above", "a link to a link"])
+@pytest.mark.parametrize("when", ["it exists", "it is to be made"])
+def test_a_store_has_one_lock_whatever_its_names(tmp_path: Path, what: str, when: str) -> None:
+    """Through a link to it, or to a folder above it, a second driver meets the first one's lock."""
+    (tmp_path / "real").mkdir()
+    store = Store(tmp_path / "real" / "tiny.zarr")
+    if when == "it exists":
+        fill(store, tiny(), [])
+    if what == "a folder above":
+        other = linked(tmp_path / "folder", tmp_path / "real") / "tiny.zarr"
+    else:
+        other = linked(tmp_path / "link.zarr", store.path)
+        if what == "a link to a link":
+            other = linked(tmp_path / "other.zarr", other)
+    with store.lock(), pytest.raises(StoreError, match="one driver at a time"), Store(other).lock():
+        pass
+    fill(Store(other), tiny(), parts_of(tiny()))
+    assert (store.status() == DONE).all()
+    assert store.history() == Store(other).history()
+    there = {file.name for folder in (tmp_path, tmp_path / "real") for file in folder.iterdir()}
+    assert there <= {"real", "tiny.zarr", "tiny.zarr.run", "folder", "link.zarr", "other.zarr"}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than that of `tmp_path`."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is only one file system here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    "links", [["."], ["overlap"], ["seed", "status"], [".run"], [".run/parts"], [".", ".run/parts"]]
+)
+def test_links_into_another_file_system(full: Store, elsewhere: Path, links: list[str]) -> None:
+    """The store, the folder of an array or one beside it may be such a link: it works as ever."""
+    before = bits(full.path)
+    named = full.path
+    for link in links:
+        at = full.control / link[5:] if link.startswith(".run") else full.path / link
+        linked(at, elsewhere / (link if link != "." else named.name))
+    store = Store(named)
+    sweep = tiny(alpha=[1.0, 2.0, 3.0, 4.0], seed=[0, 1, 2, 4])
+    fill(store, sweep, [])
+    assert bits(named, alpha=[2.0, 4.0], seed=[0, 1, 2]) == before
+    fill(store, sweep, [Part(1.0, 8, 0, 2), Part(1.0, 8, 4, 4)])
+    assert store.status()[0, 0].tolist() == [DONE] * 4
+    assert verify(store).ok
+    with store.lock() as writer:
+        store._lease()._put_aside((1, 1))
+        writer.prepare(sweep)
