@@ -102,7 +102,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         own = "ALPHASWEEP_SLURM_ROOT" not in os.environ
         if own:
             environment.setenv("ALPHASWEEP_SLURM_ROOT", str(tmp_path_factory.mktemp("slurm")))
-            environment.setenv("ALPHASWEEP_SLURM_PORT", str(_free_ports(5)))
+            environment.setenv("ALPHASWEEP_SLURM_PORT", str(free_ports(5)))
         environment.setenv(
             "SLURM_CONF", str(Path(os.environ["ALPHASWEEP_SLURM_ROOT"]) / "etc" / "slurm.conf")
         )
@@ -115,7 +115,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
                 running.admin("stop")
 
 
-def _free_ports(number: int) -> int:
+def free_ports(number: int) -> int:
     """Find consecutive free ports on loopback, and return the first."""
     # Not all from the same: others may look for some at this moment.
     for first in range(16817 + os.getpid() % 1000 * 10, 32000, 10):
