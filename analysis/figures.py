@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from analysis.recovery import fitted_probability, is_done, recovery_probability
+from analysis.recovery import descent_of, fitted_probability, is_done, recovery_probability
 from analysis.scaling import LAWS, evaluate
 from analysis.thresholds import alpha_bbp_init
 
@@ -82,7 +82,7 @@ def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -
         vertical line is alpha_bbp_init(a), or an arrow points to it. Points of different N at one
         alpha are moved apart sideways, by about a marker's width, so that no bar hides another.
     """
-    descent = ds.attrs["sweep"]["descent"]
+    descent = descent_of(ds)
     figure, [axis] = _panels(1, 1, COLUMN, 3.0)
     counted = probability["runs"].sum("alpha")
     shown = [N for N in probability["N"].values if counted.sel(N=N) > 0]
@@ -491,7 +491,7 @@ def _caption(ds: xr.Dataset, cell: dict[str, Any], run: xr.Dataset) -> str:
         if run["recovered"] == 1
         else "not recovered"
     )
-    a = ds.attrs["sweep"]["descent"]["a"]
+    a = descent_of(ds)["a"]
     return (
         rf"$\alpha = {cell['alpha']:g}$, $N = {cell['N']}$, $a = {a:g}$, "
         f"seed {cell['seed']}: {ended}"

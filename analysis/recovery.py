@@ -7,6 +7,7 @@ A run counts as recovered only if its recorded outcome says so. Trapped, undecid
 count as not recovered within the sweep's t_max. Cells whose status is not done do not count at all.
 """
 
+import json
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -39,6 +40,34 @@ def is_done(ds: xr.Dataset) -> xr.DataArray:
     meanings = str(ds["status"].attrs["flag_meanings"]).split()
     done: xr.DataArray = ds["status"] == ds["status"].attrs["flag_values"][meanings.index("done")]
     return done
+
+
+def descent_of(ds: xr.Dataset) -> dict[str, Any]:
+    """Settings of the descent, the section of that name of the sweep file.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset; its attribute ``sweep`` is JSON text (a mapping in older stores).
+
+    Returns
+    -------
+    dict
+        a, learning_rate, t_max, signal, ...
+
+    Raises
+    ------
+    ValueError
+        If there is no such attribute, as where datasets were combined without attributes.
+    """
+    sweep = ds.attrs.get("sweep")
+    if sweep is None:
+        raise ValueError(
+            "a dataset must have the attribute sweep of its store; this one has lost it: "
+            "ds.attrs = xr.open_zarr(STORE).attrs gives it back."
+        )
+    descent: dict[str, Any] = (json.loads(sweep) if isinstance(sweep, str) else sweep)["descent"]
+    return descent
 
 
 def recovery_probability(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:

@@ -41,6 +41,7 @@ _RUNS_PER_CHUNK = 1000
 _MOST_BLOCKS = 10_000
 _SPELLINGS = ("default", "v2")
 _PACKAGES = ("alphasweep", "numpy", "scipy", "xarray", "zarr")
+_AS_JSON = ("sweep", "fingerprint", "versions", "code_versions")  # nested: text on the disk
 
 
 def seeds_per_chunk(sweep: Sweep) -> int:
@@ -82,7 +83,7 @@ def widen(path: Path, sweep: Sweep) -> None:
     Until then nothing has happened for any reader, and one that was killed can be done again.
     """
     root = read_root(path)
-    old = Sweep.from_document(root["attributes"]["sweep"]).grid
+    old = Sweep.from_document(attributes_of(root)["sweep"]).grid
     places = {axis: _places(getattr(old, axis), getattr(sweep.grid, axis)) for axis in GRID}
     moved = {
         axis for axis in GRID if not np.array_equal(places[axis], np.arange(len(places[axis])))
@@ -95,7 +96,7 @@ def widen(path: Path, sweep: Sweep) -> None:
     after = {name: _other(at) if name in moving else at for name, at in before.items()}
     building = _beside(path)
     try:
-        _write_group(building, sweep, root["attributes"], after)
+        _write_group(building, sweep, attributes_of(root), after)
         for name in moving:
             for leftover in _chunks(path / name, after[name]):
                 leftover.unlink()
@@ -137,9 +138,34 @@ def read_root(path: Path) -> dict[str, Any]:
     """Read the root metadata of a sweep's group; an empty dict if it is none."""
     try:
         root = json.loads((path / "zarr.json").read_text())
-        return cast(dict[str, Any], root) if "sweep" in root["attributes"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        return cast(dict[str, Any], root) if "sweep" in attributes_of(root) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def attributes_of(root: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a root document; what is JSON text on the disk comes as its values.
+
+    Of a group, netCDF and others hold only text, numbers and lists of numbers. Stores of alphasweep
+    before that was so hold the values themselves: they are text after the next change.
+
+    Raises
+    ------
+    KeyError, TypeError, AttributeError, ValueError
+        If the document has no such attributes, or their text is no JSON.
+    """
+    attributes = dict(root["attributes"])
+    for name in _AS_JSON:
+        if isinstance(attributes.get(name), str):
+            attributes[name] = json.loads(attributes[name])
+    return attributes
+
+
+def as_text(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes, as `attributes_of` gives them, in the form they have on the disk."""
+    return {
+        name: json.dumps(value) if name in _AS_JSON else value for name, value in attributes.items()
+    }
 
 
 def open_arrays(path: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Array]:
@@ -156,7 +182,7 @@ def open_arrays(path: Path, mode: Literal["r", "r+"] = "r") -> dict[str, Array]:
 def change_attributes(path: Path, **attributes: Any) -> None:
     """Set root attributes by one rename."""
     root = read_root(path)
-    root["attributes"] |= attributes
+    root["attributes"] = as_text(attributes_of(root) | attributes)
     _commit(path, root)
 
 
@@ -215,7 +241,7 @@ def _write_group(
     sizes = {name: len(values) for name, values in coordinates.items()}
     chunks = sizes | {"alpha": 1, "N": 1, "seed": attributes["seeds_per_chunk"]}
     group = zarr.create_group(
-        path, zarr_format=3, attributes={**attributes, "sweep": as_document(sweep)}
+        path, zarr_format=3, attributes=as_text({**attributes, "sweep": as_document(sweep)})
     )
 
     def create(name: str, variable: Variable, *, whole: bool) -> Array:

@@ -53,7 +53,7 @@ class View:
         self.root = read_object(self.path / "zarr.json")
         self.sweep = sound_sweep(self.root)
         self.arrays = layout.open_arrays(self.path)
-        attributes = self.root["attributes"]
+        attributes = layout.attributes_of(self.root)
         self.per_chunk, self.codes = attributes["seeds_per_chunk"], attributes["code_versions"]
         self.cell_variables = list(cell_variables(self.sweep.recipe))
         grid = self.sweep.grid
@@ -245,9 +245,10 @@ def _fresh(sweep: Sweep) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
 def sound_sweep(root: Mapping[str, Any]) -> Sweep:
     """Return the sweep of a root document, whose arrays are as that sweep needs them."""
     try:
-        sweep = Sweep.from_document(root["attributes"]["sweep"])
-        per_chunk, found = int(root["attributes"]["seeds_per_chunk"]), own_metadata(root)
-        codes = root["attributes"]["code_versions"]
+        attributes = layout.attributes_of(root)
+        sweep = Sweep.from_document(attributes["sweep"])
+        per_chunk, found = int(attributes["seeds_per_chunk"]), own_metadata(root)
+        codes = attributes["code_versions"]
         if per_chunk < 1 or not (isinstance(codes, list) and codes):
             raise UnsoundError("its attributes seeds_per_chunk or code_versions are wrong")
         wanted, _ = _fresh(sweep)

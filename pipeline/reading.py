@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from kernels.descent import Outcome
+from pipeline import layout
 from pipeline.dataset import DONE, cell_variables
 from pipeline.spec import Recipe, Sweep, measurements
 from pipeline.store import Store, StoreError
@@ -50,7 +51,8 @@ def open_sweep(path: str | Path) -> xr.Dataset:
     try:
         # One reading of the metadata; and status without Dask, which takes thrice as long for it.
         dataset = cast(xr.Dataset, xr.open_zarr(store.path, chunks=None))
-        sweep = Sweep.from_document(dataset.attrs["sweep"])
+        attributes = layout.attributes_of({"attributes": dataset.attrs})
+        sweep = Sweep.from_document(attributes["sweep"])
         _check_labels(dataset, sweep)
         # Before anything else: what is done here is whole on the disk.
         is_done = dataset.status.load() == DONE

@@ -129,10 +129,10 @@ class Store:
             raise StoreError(str(error)) from None
 
     def attributes(self) -> dict[str, Any]:
-        """Read the root attributes."""
+        """Read the root attributes; nested ones as values, though they are text on the disk."""
         if not self.exists():
             raise StoreError(f"store {self.path} must be a sweep's Zarr store; there is none.")
-        return cast(dict[str, Any], layout.read_root(self.path)["attributes"])
+        return layout.attributes_of(layout.read_root(self.path))
 
     def status(self) -> npt.NDArray[np.int8]:
         """Status of every cell, (alpha, N, seed): 0 missing, 1 done, 2 failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ def test_numbers_are_those_of_plain_xarray(full: Store) -> None:
         xr.testing.assert_identical(plain[name].variable, ours[name].variable)
         assert plain[name].dtype == ours[name].dtype
     assert ours.attrs == plain.attrs
-    assert ours.attrs["sweep"]["descent"]["learning_rate"] == 0.03
+    assert json.loads(ours.attrs["sweep"])["descent"]["learning_rate"] == 0.03
 
 
 def test_it_is_lazy_and_labelled(full: Store) -> None:

@@ -70,7 +70,7 @@ def test_it_holds_what_was_computed(full: Store) -> None:
         assert found[name].dtype == cells[name].dtype
     assert float(found.measurements) == 48
     assert int(found.status) == DONE
-    assert dataset.attrs["code_versions"][int(found.code)] == code_version()
+    assert full.attributes()["code_versions"][int(found.code)] == code_version()
 
 
 def test_a_new_store_is_all_missing(store: Store) -> None:

@@ -336,7 +336,8 @@ def test_damaged_root_metadata(
         case "other shape":
             document["consolidated_metadata"]["metadata"]["overlap"]["shape"][0] = 3
         case "other seed":
-            document["attributes"]["sweep"]["root_seed"] = 6
+            sweep = json.loads(document["attributes"]["sweep"]) | {"root_seed": 6}
+            document["attributes"]["sweep"] = json.dumps(sweep)
         case "another's":
             del document["attributes"]["sweep"]
     if how in DAMAGES:
