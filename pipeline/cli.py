@@ -20,6 +20,7 @@ import typer
 from pipeline import terminal
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.files import replace_text
+from pipeline.layout import figures_folder
 from pipeline.plan import MARGIN, SECONDS_PER_PART, Plan, calibrate, make_plan
 from pipeline.provenance import code_version
 from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
@@ -586,7 +587,7 @@ def _conclude(store: Store) -> None:
     half = recovery.alpha_half(dataset)
     laws = scaling.fit_log_laws(half)
     a = store.sweep().descent.a
-    folder = store.path.with_suffix(".figures")
+    folder = figures_folder(store.path)
     folder.mkdir(exist_ok=True)
     figures.save(figures.recovery_curves(dataset, probability, half), folder / "recovery")
     figures.save(figures.alpha_half_against_log_N(half, laws, a=a), folder / "alpha_half")

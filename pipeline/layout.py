@@ -33,6 +33,10 @@ from pipeline.files import copy, replace_text, sync
 from pipeline.provenance import code_version, fingerprint
 from pipeline.spec import Sweep, as_document, measurements
 
+#: How the names of the folders beside a store end, after the whole name of the store. No store's
+#: name may end so: the folders of two stores would else be one, or one be the other's store.
+BESIDE = (".run", ".figures")
+
 Array = zarr.Array[Any]
 Places = npt.NDArray[np.int64]
 """Where the old values of an axis are in a wider one."""
@@ -193,7 +197,12 @@ def resolved(path: str | Path) -> Path:
 
 def control_folder(path: Path) -> Path:
     """Return the folder beside a store, for all that is not the dataset; it may be a link, too."""
-    return resolved(path.with_name(path.name + ".run"))
+    return resolved(path.with_name(path.name + BESIDE[0]))
+
+
+def figures_folder(path: Path) -> Path:
+    """Return the folder beside a store for what is drawn of it."""
+    return path.with_name(path.name + BESIDE[1])
 
 
 def chunk_file(path: Path, array: Array, place: tuple[int, ...]) -> Path:

@@ -109,8 +109,9 @@ class Store:
         Raises
         ------
         StoreError
-            If something else is at the path.
+            If something else is at the path, or it is the name of a folder beside a store.
         """
+        self._check_name()
         if not os.path.lexists(self.path):
             return False
         if not layout.read_root(self.path):
@@ -243,8 +244,9 @@ class Store:
         Raises
         ------
         StoreError
-            If another driver holds it; it is named.
+            If another driver holds it; it is named. Or if no store may have that name.
         """
+        self._check_name()
         self.parts_folder.mkdir(parents=True, exist_ok=True)
         self.errors_folder.mkdir(exist_ok=True)
         lease = self._lease()
@@ -261,6 +263,21 @@ class Store:
             yield writer
         finally:
             lease.release()
+
+    def _check_name(self) -> None:
+        # A store of an older version may have such a name, and has arrays.
+        is_beside = self.path.suffix.lower() in layout.BESIDE
+        if is_beside and not (self.path / "status").is_dir():
+            raise StoreError(
+                f"store {self.path} must have a name that ends in none of "
+                f"{', '.join(layout.BESIDE)}, as the folders beside a store do: name the store "
+                f"itself, {self.path.with_suffix('')}, or choose another --store."
+            )
+        if (self.control / "status").is_dir():
+            raise StoreError(
+                f"store {self.path} must have {self.control} for what is beside it; that is a "
+                "store itself: rename one of them, or choose another --store."
+            )
 
     def _part_file(self, part: Part) -> Path:
         return self.parts_folder / f"{part.name}.npz"

@@ -22,9 +22,10 @@ import psutil
 import pytest
 import xarray as xr
 
+from pipeline import cli
 from pipeline.spec import load
 from pipeline.store import Store
-from tests.conftest import bits, fill, parts_of
+from tests.conftest import bits, fill, parts_of, tiny
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
 TINY = """
@@ -145,7 +146,7 @@ def test_run_ends_with_figures_a_table_and_a_way_to_read(here: Path) -> None:
     assert "alpha_half" in done.stdout
     for name in ("recovery", "alpha_half", "one_run"):
         for suffix in ("png", "pdf"):
-            assert (here / "quick.figures" / f"{name}.{suffix}").stat().st_size > 5000
+            assert (here / "quick.zarr.figures" / f"{name}.{suffix}").stat().st_size > 5000
     (line,) = re.findall(r'xarray\.open_zarr\("(.*)"\)', done.stdout)
     dataset = xr.open_zarr(line).load()
     assert (dataset.status == 1).all()
@@ -491,7 +492,7 @@ part._compute_cell = failing
         done = alphasweep("run", "tiny.toml", "--part-seconds", "0.001")
     assert done.returncode == 1
     assert "1 cells failed" in done.stderr
-    assert Path("tiny.figures/recovery.png").exists()
+    assert Path("tiny.zarr.figures/recovery.png").exists()
     status = alphasweep("status", "tiny.zarr")
     assert "23 of 24 cells done" in status.stdout
     assert "alpha = 3, N = 8, seed 1: FloatingPointError: planted" in status.stdout
@@ -514,3 +515,13 @@ def test_the_parts_are_ours() -> None:
     for name in ("kernels", "pipeline", "cluster", "analysis"):
         assert set(owners.get(name, ["alphasweep"])) == {"alphasweep"}  # none if editable
         assert importlib.import_module(name).__path__[0] == str(here / name)
+
+
+def test_the_figures_of_two_stores_have_two_folders(here: Path) -> None:
+    """The folder is named after the whole name, of which a part after a dot is no suffix."""
+    for name in ("run.1.zarr", "run.2.zarr", "run.2"):
+        store = Store(here / name)
+        fill(store, tiny(), [])
+        cli._conclude(store)
+    found = {folder.name for folder in here.glob("*.figures")}
+    assert found == {"run.1.zarr.figures", "run.2.zarr.figures", "run.2.figures"}

@@ -441,6 +441,29 @@ def test_something_else_at_the_path_is_refused(store: Store, kind: str) -> None:
         fill(store, tiny(), [])
 
 
+@pytest.mark.parametrize("name", ["tiny.zarr.run", "tiny.zarr.figures", "new.zarr.RUN"])
+def test_a_folder_beside_a_store_is_no_store(full: Store, name: str) -> None:
+    """Neither where it is there (it holds a copy of the root), nor where it is not yet."""
+    other = Store(full.path.with_name(name))
+    before = sorted(full.path.parent.iterdir())
+    for use in (other.exists, other.sweep, lambda: fill(other, tiny(), [])):
+        with pytest.raises(StoreError, match=r"ends in none of \.run, \.figures.*zarr, or choose"):
+            use()
+    assert sorted(full.path.parent.iterdir()) == before
+
+
+def test_a_store_that_is_in_the_place_of_the_folder_beside_is_left_alone(
+    full: Store, tmp_path: Path
+) -> None:
+    """An older version made stores of any name: such a one is read, and is no one's folder."""
+    old = Store(full.path.rename(tmp_path / "new.zarr.run"))
+    assert old.sweep() == tiny()
+    before = sorted(old.path.iterdir())
+    with pytest.raises(StoreError, match=r"new\.zarr\.run for what is beside it; that is a store"):
+        fill(Store(tmp_path / "new.zarr"), tiny(), [])
+    assert sorted(old.path.iterdir()) == before
+
+
 def test_one_driver_at_a_time(full: Store) -> None:
     """A second one is told who has the store, where, since when, and when it was last heard of."""
     began = time.time()
