@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,7 @@ from cluster import slurm
 from cluster.admission import missing_interface
 from cluster.fleet import Death, Fleet, QueueFleet
 from cluster.profile import Profile, SizeClass
-from cluster.queue import ClusterError, Queue
+from cluster.queue import ClusterError, Queue, command, job_id
 
 QUEUES: Mapping[str, Queue] = {"slurm": slurm}
 """By the kind of a profile. Of another queue's jobs only those are known whose worker is there."""
@@ -70,6 +71,17 @@ _CLUSTERS = {
     "oar": "OARCluster",
     "htcondor": "HTCondorCluster",
 }
+# What each queue prints when it accepts a job, see `job_id`.
+_SUBMITTED = {
+    "slurm": slurm.SUBMITTED,
+    "pbs": r"(\d+)(?:\.\S+)?",
+    "moab": r"(?:\w+\.)?(\d+)",
+    "sge": r"Your job (\d+) \(.*\) has been submitted",
+    "lsf": r"Job <(\d+)> is submitted to .*",
+    "oar": r"OAR_JOB_ID=(\d+)",
+    "htcondor": r"\d+ job\(s\) submitted to cluster (\d+)\.",
+}
+_COMMANDS = ThreadPoolExecutor(8, "queue")  # of its own, as connections need that of the loop
 _POLL_SECONDS = 3.0  # between two looks at the queue
 _CLOSE_SECONDS = 60.0
 
@@ -467,8 +479,28 @@ def _settings(profile: Profile, size: SizeClass, directory: Path, name: str) -> 
 
 
 def _job_class(profile: Profile) -> type[Any]:
-    job: type[Any] = getattr(_dask_jobqueue(), _CLUSTERS[profile.kind]).job_cls
-    return job
+    base: Any = getattr(_dask_jobqueue(), _CLUSTERS[profile.kind]).job_cls
+
+    class Job(base):  # type: ignore[misc]
+        """Its commands have a limit, and only what is sure to be the id of a job is taken for it.
+
+        dask-jobqueue waits for ever, and takes the first digits that are printed.
+        """
+
+        if profile.kind == "slurm":
+            submit_command = f"{base.submit_command} --parsable"
+
+        @staticmethod
+        async def _call(words: list[str], *, shell: bool = False) -> str:
+            words = ["/bin/sh", "-c", *words] if shell else words
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(_COMMANDS, command, *words)
+
+        def _job_id_from_submit_output(self, printed: str) -> str:
+            found = job_id(_SUBMITTED[profile.kind], printed)
+            return f"{found}.0" if profile.kind == "htcondor" else found
+
+    return Job
 
 
 def _dask_jobqueue() -> ModuleType:

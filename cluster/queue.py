@@ -6,16 +6,28 @@ their connections alone.
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-_TIMEOUT_SECONDS = 60  # a busy queue answers late; one that does not answer is an error
+LIMIT_SECONDS = 30
+"""Of a command of a queue. A busy one answers late."""
+
+# Variables with which users change what SLURM's commands list and cancel when they are typed.
+_PREFERENCES = ("SQUEUE_", "SCANCEL_")
 
 
 class ClusterError(RuntimeError):
     """The queue, or what runs in it, fails the run; the message says what to do."""
+
+
+class NoAnswerError(ClusterError):
+    """A command of the queue that takes too long."""
 
 
 @dataclass(frozen=True)
@@ -84,28 +96,72 @@ class Queue(Protocol):
 def command(*words: str, script: str | None = None) -> str:
     """Run a command of a queue, with `script` as its standard input, and return what it printed.
 
+    It may be called from any thread. A site may print lines of its own among those of the command:
+    parse only what is sure to be its answer, see `job_id`.
+
     Raises
     ------
     ClusterError
-        If there is no such command, or if it fails.
+        If there is no such command, or if it fails; `NoAnswerError` if it takes too long.
     """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(_PREFERENCES)
+    }
     try:
-        done = subprocess.run(
-            words, input=script, text=True, capture_output=True, timeout=_TIMEOUT_SECONDS
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE if script else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",  # what a site prints may be in any encoding
+            env=environment,
+            process_group=0,  # Ctrl-C is for the driver; and it may be a script, with children
         )
     except FileNotFoundError:
         raise ClusterError(
             f"{words[0]} must be on the PATH: run alphasweep on a login node of the cluster, or "
             'set kind = "local" in the profile.'
         ) from None
-    except subprocess.TimeoutExpired:
+    with process:
+        try:
+            printed, complaint = process.communicate(script, timeout=LIMIT_SECONDS)
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise NoAnswerError(
+                    f"{words[0]} must answer within {LIMIT_SECONDS} s and did not: the queue is "
+                    "busy or down. Run again later: what was finished is kept."
+                ) from None
+            raise
+    if process.returncode:
         raise ClusterError(
-            f"{words[0]} must answer within {_TIMEOUT_SECONDS} s and did not: the queue is busy or "
-            "down. Run again later: what was finished is kept."
-        ) from None
-    if done.returncode:
-        raise ClusterError(
-            f"`{' '.join(words)}` must succeed; it ended with {done.returncode}: "
-            f"{done.stderr.strip() or done.stdout.strip() or 'no message'}"
+            f"`{' '.join(words)}` must succeed; it ended with {process.returncode}: "
+            f"{complaint.strip() or printed.strip() or 'no message'}"
         )
-    return done.stdout
+    return printed
+
+
+def job_id(pattern: str, printed: str) -> str:
+    """Return the id of a job from what the command printed that submitted it.
+
+    Parameters
+    ----------
+    pattern : str
+        Regular expression of the whole line that tells, with the id as its only group. A site may
+        print other lines before and after; of several that fit, the last tells.
+    printed : str
+
+    Raises
+    ------
+    ClusterError
+        If no line fits.
+    """
+    found = [match[1] for line in printed.splitlines() if (match := re.fullmatch(pattern, line))]
+    if not found:
+        raise ClusterError(
+            "the queue must tell the id of a job that it accepts; it printed: "
+            f"{printed.strip() or 'nothing'}"
+        )
+    return found[-1]

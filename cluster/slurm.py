@@ -6,16 +6,23 @@ import os
 import re
 from collections.abc import Iterable
 
-from cluster.queue import ClusterError, Ended, Listed, command
+from cluster.queue import ClusterError, Ended, Listed, NoAnswerError, command
+
+SUBMITTED = r"(\d+)(?:;\S+)?"
+"""What ``sbatch --parsable`` prints, see `job_id` of `cluster.queue`; ``;`` is for federations."""
+
+# Lines of a site's own have no such mark. The name comes last, as it may hold anything.
+_FORMAT = "alphasweep|%A|%T|%r|%j"
+_LINE = re.compile(r"alphasweep\|(\d+)\|(\w+)\|([^|\n]*)\|(.*)")
 
 
 def jobs(prefix: str) -> dict[str, Listed]:
     """See `Queue.jobs`."""
-    lines = command("squeue", "-h", "-u", str(os.getuid()), "-o", "%A|%T|%r|%j").splitlines()
-    fields = (line.split("|", 3) for line in lines)  # the last, a name, may hold anything
+    # --all: without it, jobs in partitions that a site hides are left out.
+    printed = command("squeue", "--all", "-h", "-u", str(os.getuid()), "-o", _FORMAT)
     return {
         job: Listed(name, state, reason)
-        for job, state, reason, name in fields
+        for job, state, reason, name in _LINE.findall(printed)
         if name.startswith(prefix)
     }
 
@@ -23,10 +30,13 @@ def jobs(prefix: str) -> dict[str, Listed]:
 def ended(job: str) -> Ended:
     """See `Queue.ended`; SLURM forgets it after a few minutes."""
     try:
-        shown = command("scontrol", "show", "job", "--oneliner", job)
+        printed = command("scontrol", "show", "job", "--oneliner", job)
+    except NoAnswerError:
+        raise
     except ClusterError:
         return Ended()
-    field = dict(re.findall(r"(?:^|\s)(JobState|ExitCode|NodeList)=(\S*)", shown))
+    shown = re.search(rf"JobId={job} .*", printed)
+    field = dict(re.findall(r" (JobState|ExitCode|NodeList)=(\S*)", shown[0])) if shown else {}
     return Ended(field.get("JobState", ""), field.get("ExitCode", ""), field.get("NodeList", ""))
 
 

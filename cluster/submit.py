@@ -8,8 +8,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from cluster import slurm
 from cluster.profile import Profile
-from cluster.queue import ClusterError, command
+from cluster.queue import ClusterError, command, job_id
 
 REQUEUE_STATUS = 75
 """With this exit status (EX_TEMPFAIL) a driver says that there is more to do."""
@@ -106,4 +107,4 @@ def submit(script: str) -> str:
     ClusterError
         If there is no sbatch, or if it refuses.
     """
-    return command("sbatch", "--parsable", script=script).strip().split(";")[0]
+    return job_id(slurm.SUBMITTED, command("sbatch", "--parsable", script=script))

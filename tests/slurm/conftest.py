@@ -41,7 +41,8 @@ class Slurm:
 
     def jobs(self, *, name: str = "", state: str | None = None) -> list[str]:
         """Return ids of jobs that wait or run, the oldest first; `name` is how theirs begins."""
-        shown = (line.split() for line in self.do("squeue", "-h", "-o", "%A %T %j").splitlines())
+        lines = self.do("squeue", "-h", "-o", "@ %A %T %j").splitlines()
+        shown = (line.split()[1:] for line in lines if line.startswith("@ "))  # see `write`
         found = [int(id_) for id_, s, n in shown if n.startswith(name) and state in (None, s)]
         return [str(id_) for id_ in sorted(found)]
 

@@ -40,7 +40,7 @@ def script(folder: Path, arguments: list[str]) -> str:
 
 def state(job: str) -> str:
     """Return the state of a job, also of one that is over."""
-    there = commands.listed()
+    there = commands.jobs("")
     return there[job].state if job in there else commands.ended(job).state
 
 
@@ -68,7 +68,7 @@ def test_cancelled_driver(slurm: Slurm, tmp_path: Path) -> None:
     log = tmp_path / "log"
     job = submit(script(tmp_path, [str(tmp_path / "runs")]))
     until(lambda: log.exists() and "run 1" in log.read_text(), what="the driver")
-    commands.cancel(name="driver")
+    commands.cancel([job])
     until(lambda: not slurm.processes(job), what="the end of its processes")
     assert "told SIGTERM" in log.read_text()
     until(lambda: state(job) == "CANCELLED", what="the end of the job")

@@ -283,6 +283,25 @@ def test_submission_that_fails_once(
         assert cluster.deaths == []
 
 
+def test_notices_of_the_site(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a site prints with every command, numbers too, is taken for no job and no answer."""
+    for program in ("sbatch", "squeue", "scontrol", "scancel"):
+        text = (
+            'echo 12 nodes are down; echo "13|RUNNING|None|9"; $REAL "$@"; s=$?; echo 14; exit $s'
+        )
+        text = text.replace("echo 14", "echo until 15:00") if program == "sbatch" else text
+        slurm.write(tmp_path / "bin", program, text, monkeypatch)
+    with launched(slurm, tmp_path, profile(), jobs=2) as cluster:
+        come(cluster, workers=2)
+        jobs = slurm.jobs(name=job_name(tmp_path))
+        assert sorted(workers(cluster).values()) == jobs
+        lost = jobs[0]
+        slurm.do("scancel", lost)
+        replaced(cluster, lost)
+        assert verdict(cluster, lost).state == "CANCELLED"
+        assert len(slurm.jobs(name=job_name(tmp_path), state="RUNNING")) == 2
+
+
 def test_submission_that_fails(slurm: Slurm, tmp_path: Path) -> None:
     """After the allowed number of refusals in a row, the run stops with the words of sbatch."""
     one = profile(partition="nowhere", early_deaths=2)
