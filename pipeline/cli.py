@@ -559,6 +559,8 @@ def _driver_job(store: Store) -> dict[str, str] | None:
     """Tell of the driver's own job, if it was submitted and is not over."""
     if not (store.control / _SUBMITTED).exists() or not shutil.which("squeue"):
         return None
+    if not store.has_own_folder():
+        return None
     from cluster import slurm
     from cluster.queue import ClusterError
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
-from pipeline.graph import NoTimeLeftError, part_of, submit_parts
+from pipeline.graph import NoTimeLeftError, part_of, submit_parts, unfit
 from pipeline.part import Part
 from pipeline.plan import MARGIN, Plan, Work
 from pipeline.spec import Sweep
@@ -146,7 +146,8 @@ def drive(
     ------
     StoreError
         If a part or a commit cannot be written (disk full, no permission, ...): going on would
-        lose work. Everything handed in so far is kept.
+        lose work. Everything handed in so far is kept. Also if a worker is unfit, see
+        `pipeline.graph.unfit`.
     """
     run = _Run(sweep, writer, plan, lanes, watch, workforce)
     writer.log("run", cells=sum(plan.missing.values()))
@@ -173,7 +174,7 @@ class _Run:
     ) -> None:
         self._writer, self._plan, self._watch = writer, plan, watch
         self._workforce = workforce
-        self._recipe = sweep.recipe
+        self._recipe, self._inbox = sweep.recipe, writer.store.inbox()
         self._began = time.monotonic()
         self._settled: queue.SimpleQueue[tuple[_Traffic, _Sent, Future[float]]]
         self._settled = queue.SimpleQueue()
@@ -234,8 +235,7 @@ class _Run:
             parts = [sent.part for sent in batch]
             futures = submit_parts(
                 traffic.lane.client,
-                self._writer.store.parts_folder,
-                self._recipe,
+                self._inbox,
                 parts,
                 seconds=[MARGIN * self._plan.part_seconds(part) for part in parts],
             )
@@ -262,6 +262,8 @@ class _Run:
             self._conclude(traffic, sent, None)
             return
         error = _exception(future)
+        if worker := unfit(error):
+            raise worker
         if isinstance(error, NoTimeLeftError):
             assert self._workforce is not None
             self._workforce.retire(error.worker)

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import uuid
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from distributed import Client, Future, get_worker
 
+import kernels
+from pipeline.inbox import Inbox, hand_in
 from pipeline.part import Part, compute
-from pipeline.spec import Recipe
-from pipeline.store import hand_in
+from pipeline.provenance import code_version, environment
+from pipeline.store import StoreError
 
 WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
 """Variable in the environment of a worker that will be ended: when, in seconds since the epoch."""
@@ -46,7 +48,11 @@ class NoTimeLeftError(Exception):
         self.worker = worker
 
 
-def compute_part(part: Part, seconds: float, *, parts_folder: Path, recipe: Recipe) -> float:
+class UnfitWorkerError(StoreError):
+    """A worker would give other numbers than the driver; the message says what to do."""
+
+
+def compute_part(part: Part, seconds: float, *, inbox: Inbox, expected: Mapping[str, str]) -> float:
     """Task: compute a part and hand it in; the acknowledgement is the seconds it took.
 
     The driver waits for the acknowledgement and never fetches it: the worker may be gone by then.
@@ -57,16 +63,23 @@ def compute_part(part: Part, seconds: float, *, parts_folder: Path, recipe: Reci
     seconds : float
         That it will take at most. A worker that is ended before declines it, unless it is the
         first one it gets: no later worker would have more time.
-    parts_folder : Path
-    recipe : Recipe
+    inbox : Inbox
+    expected : mapping of str to str
+        What `environment` has to be here, as it is in the driver.
+
+    Raises
+    ------
+    UnfitWorkerError
+        If it is not. Nothing is computed then.
     """
     worker = str(get_worker().address)
+    _examine(worker, expected)
     if time.time() + seconds > float(os.environ.get(WALLTIME_END, "inf")) and worker in _begun:
         raise NoTimeLeftError(worker)
     _begun.add(worker)
     try:
-        cells = compute(recipe, part)
-        hand_in(parts_folder, part, cells)
+        cells = compute(inbox.recipe, part)
+        hand_in(inbox, part, cells)
     except Exception as error:
         error.add_note(f"on {socket.gethostname()}")
         raise
@@ -75,8 +88,7 @@ def compute_part(part: Part, seconds: float, *, parts_folder: Path, recipe: Reci
 
 def submit_parts(
     client: Client,
-    parts_folder: Path,
-    recipe: Recipe,
+    inbox: Inbox,
     parts: Sequence[Part],
     *,
     seconds: Sequence[float],
@@ -87,8 +99,8 @@ def submit_parts(
         parts,
         seconds,
         key=[f"{_PREFIX}{part.name}#{uuid.uuid4().hex[:8]}" for part in parts],
-        parts_folder=parts_folder,
-        recipe=recipe,
+        inbox=inbox,
+        expected=environment(),
     )
     return futures
 
@@ -96,3 +108,37 @@ def submit_parts(
 def part_of(key: str) -> Part:
     """Return the part that a task of this key computes."""
     return Part.from_name(key.removeprefix(_PREFIX).partition("#")[0])
+
+
+def unfit(error: BaseException) -> UnfitWorkerError | None:
+    """Say, in the driver, whether what a task raised is its worker's fault, whatever the part."""
+    if isinstance(error, UnfitWorkerError):
+        found = str(error)
+    # A worker of another version may not even be able to read its task. What is raised by a part
+    # says where, see `compute_part`.
+    elif isinstance(error, ImportError | AttributeError | TypeError) and not _notes(error):
+        found = f"a worker could not begin a part; it got {type(error).__name__}: {error}"
+    else:
+        return None
+    return UnfitWorkerError(
+        f"workers must be what the driver is, alphasweep {code_version()} in {sys.prefix}, or "
+        f"their numbers may be others; {found}. Mend the worker's environment (python and prologue "
+        "in the profile? PYTHONPATH? files changed during the run?), and run again: what was "
+        "finished is kept."
+    )
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
+def _examine(worker: str, expected: Mapping[str, str]) -> None:
+    here = environment()  # of this process, found out once
+    wrong = [
+        f"{name} is {here.get(name, 'unknown')} instead of {wanted}"
+        for name, wanted in expected.items()
+        if here.get(name) != wanted
+    ]
+    if wrong:
+        where = f"{socket.gethostname()} ({sys.executable}, {kernels.__path__[0]})"
+        raise UnfitWorkerError(f"on worker {worker}, {where}, {', '.join(wrong)}")

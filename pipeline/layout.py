@@ -31,7 +31,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from pipeline.dataset import COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
 from pipeline.files import copy, replace_text, sync
 from pipeline.provenance import code_version, fingerprint
-from pipeline.spec import Sweep, as_document, measurements
+from pipeline.spec import Sweep, SweepError, as_document, differences, measurements
 
 #: How the names of the folders beside a store end, after the whole name of the store. No store's
 #: name may end so: the folders of two stores would else be one, or one be the other's store.
@@ -45,7 +45,10 @@ _RUNS_PER_CHUNK = 1000
 _MOST_BLOCKS = 10_000
 _SPELLINGS = ("default", "v2")
 _PACKAGES = ("alphasweep", "numpy", "scipy", "xarray", "zarr")
-_AS_JSON = ("sweep", "fingerprint", "versions", "code_versions")  # nested: text on the disk
+# Nested: text on the disk.
+_AS_JSON = ("sweep", "fingerprint", "versions", "code_versions", "other_numbers")
+IDENTITY = "identity.json"
+"""In the folder beside a store: whose it is."""
 
 
 def seeds_per_chunk(sweep: Sweep) -> int:
@@ -62,6 +65,7 @@ def seeds_per_chunk(sweep: Sweep) -> int:
 def build(path: Path, sweep: Sweep) -> None:
     """Create the Zarr group of a sweep at `path`, whole or not at all."""
     attributes = {
+        "store_id": uuid.uuid4().hex,
         "title": f"alphasweep {sweep.name}: gradient descent on phase retrieval",
         "source": "arXiv:2403.02418",
         "seeds_per_chunk": seeds_per_chunk(sweep),
@@ -205,6 +209,57 @@ def figures_folder(path: Path) -> Path:
     return path.with_name(path.name + BESIDE[1])
 
 
+def has_own_folder(path: Path) -> bool:
+    """Whether the folder beside a store, if there is any, is its own.
+
+    It may be that of a store that was here before, or that was put there with another one. A store
+    that was made before stores had names knows its folder by the copy of its metadata there. Of
+    one whose metadata are damaged, nothing is known against it.
+    """
+    root, control = read_root(path), control_folder(path)
+    if not root:
+        return os.path.lexists(path)
+    store_id = attributes_of(root).get("store_id")
+    if store_id and _identity(control).get("store_id") == store_id:
+        return True
+    copy = read_root(control)
+    return bool(copy) and _are_of_one_store(attributes_of(root), attributes_of(copy))
+
+
+def place_of_folder(control: Path) -> str:
+    """Return where the store of a control folder was last seen; "" if it does not say."""
+    return str(_identity(control).get("path", ""))
+
+
+def name_of_folder(control: Path) -> str:
+    """Return the `store_id` of the store of a control folder; "" if it does not say."""
+    copy = read_root(control)
+    known = [_identity(control), attributes_of(copy) if copy else {}]
+    return next((str(each["store_id"]) for each in known if each.get("store_id")), "")
+
+
+def claim_folder(path: Path) -> None:
+    """Note in the folder beside a store whose it is, and where that is now."""
+    root, control = read_root(path), control_folder(path)
+    if not root:
+        return
+    if not (control / "zarr.json").exists():  # else it may know better than a damaged root
+        _keep(path, root)
+    elif _identity(control) != _identity_of(path, root):
+        replace_text(control / IDENTITY, json.dumps(_identity_of(path, root)))
+
+
+def _are_of_one_store(attributes: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    names = {each["store_id"] for each in (attributes, others) if "store_id" in each}
+    if len(names) > 1 or attributes.get("created") != others.get("created"):
+        return False
+    try:
+        sweep, other = (Sweep.from_document(each["sweep"]) for each in (attributes, others))
+    except (SweepError, ValueError, TypeError):
+        return False
+    return not differences(sweep, other)
+
+
 def chunk_file(path: Path, array: Array, place: tuple[int, ...]) -> Path:
     """Return the file of the chunk at (i, j, k), along alpha, N and seed."""
     key = (*place, *(0 for _ in array.shape[len(place) :]))
@@ -221,8 +276,23 @@ def _keep(path: Path, root: dict[str, Any]) -> None:
 
     First, so that a copy which differs from the root is what the root was about to become.
     """
-    control_folder(path).mkdir(exist_ok=True)
-    replace_text(control_folder(path) / "zarr.json", json.dumps(root, indent=2))
+    control = control_folder(path)
+    control.mkdir(exist_ok=True)
+    replace_text(control / "zarr.json", json.dumps(root, indent=2))
+    replace_text(control / IDENTITY, json.dumps(_identity_of(path, root)))
+
+
+def _identity_of(path: Path, root: Mapping[str, Any]) -> dict[str, str]:
+    return {"store_id": attributes_of(root).get("store_id", ""), "path": str(path)}
+
+
+def _identity(control: Path) -> dict[str, Any]:
+    """Read whose a control folder is; nothing if it does not say."""
+    try:
+        found = json.loads((control / IDENTITY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _beside(path: Path) -> Path:

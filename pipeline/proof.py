@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 from kernels.descent import Outcome
 from pipeline import layout
-from pipeline.dataset import FAILED, GRID, STATUS, cell_dtype, cell_variables
+from pipeline.dataset import FAILED, GRID, STATUS, cell_variables
+from pipeline.inbox import DamagedError
 from pipeline.part import Part
 from pipeline.spec import Sweep, SweepError
 from pipeline.store import Store
@@ -57,6 +58,7 @@ class View:
         self.per_chunk, self.codes = attributes["seeds_per_chunk"], attributes["code_versions"]
         self.cell_variables = list(cell_variables(self.sweep.recipe))
         grid = self.sweep.grid
+        self._inbox = store.inbox()
         self._blocks = (len(grid.alpha), len(grid.N), -(-len(grid.seed) // self.per_chunk))
         self._index = {axis: {v: i for i, v in enumerate(getattr(grid, axis))} for axis in GRID[:2]}
 
@@ -127,14 +129,14 @@ class View:
         _, _, rows = self.rows(place)  # type: ignore[arg-type]
         return values[0, 0, : rows.stop - rows.start]
 
-    def is_whole(self, part: Part) -> bool:
-        """Whether the file of a part that was handed in is whole, and of this sweep."""
+    def has_waiting(self, part: Part) -> bool:
+        """Whether a part is there; `DamagedError` or `ForeignError` if it is no data here."""
         try:
-            return self.store.load(part, cell_dtype(self.sweep.recipe)) is not None
+            return self._inbox.read(part, self.codes) is not None
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            return False
+            raise DamagedError("the disk cannot read it") from None
 
     def without_record(self, place: Place, status: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
         """Find the failed cells of a block that no record tells of."""
@@ -146,7 +148,7 @@ class View:
     @cached_property
     def _explained(self) -> dict[Place, list[slice]]:
         explained: dict[Place, list[slice]] = {}
-        for entry in scan(self.store.errors_folder):
+        for entry in scan(self.store.errors_folder) if self.store.has_own_folder() else ():
             part = part_of(entry.name, ".json")
             with suppress(UnsoundError):
                 read_object(self.store.errors_folder / entry.name)

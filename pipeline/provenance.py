@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -10,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 
 from pipeline.part import Part, compute
 from pipeline.spec import Recipe
 
-_COMPUTE = ("kernels", "pipeline.part")  # what decides about numbers
+# What decides about numbers: also which they are, of which type, M = round(alpha N), and the steps.
+_COMPUTE = ("kernels", "pipeline.part", "pipeline.dataset", "pipeline.spec")
+_TRANSPORT = ("distributed", "dask", "cloudpickle")  # driver and worker have to understand another
 _PROBLEM = Part(alpha=4.0, N=32, first_seed=0, last_seed=0)
 _STEPS = (0, 1, 3)
 _STARTS = (0, 1)
@@ -33,6 +38,32 @@ def code_version() -> str:
         for file in sorted(files):
             digest.update(file.read_bytes())
     return f"{version('alphasweep')}+{digest.hexdigest()[:8]}"
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Versions of what decides the numbers of this process, or whether it understands another.
+
+    A processor, or the kernel that a BLAS chooses for it, is not among them: it changes the last
+    digits, and a cluster has many.
+    """
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "alphasweep": code_version(),
+        "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "NumPy": np.__version__,
+        "BLAS of NumPy": f"{blas['name']} {blas['version']}",
+        "SciPy": scipy.__version__,
+        **{name: version(name) for name in _TRANSPORT},
+    }
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Tell recipes apart: 16 hex digits of all that is in one."""
+    descent = recipe.descent.model_dump()
+    steps = (recipe.steps, recipe.probe_steps, recipe.modes)
+    text = json.dumps([recipe.root_seed, recipe.start, descent, *steps], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from pipeline import layout
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.files import replace, replace_text, sync
+from pipeline.inbox import DamagedError, ForeignError
 from pipeline.proof import (
     CHUNK,
     Place,
@@ -149,9 +151,10 @@ class _Repair:
         part = part_of(finding.where.name, ".npz")
         if part is None:
             return ""
-        is_of_use = self._view.place_of(part) is not None and self._view.is_whole(part)
-        if is_of_use and not (states(self._view, part, self._status) == DONE).all():
-            return ""
+        with suppress(DamagedError, ForeignError):
+            is_of_use = self._view.has_waiting(part) and self._view.place_of(part) is not None
+            if is_of_use and not (states(self._view, part, self._status) == DONE).all():
+                return ""
         self._writer.discard(part)
         return "removed"
 

@@ -2,30 +2,34 @@
 
     results.zarr/        Zarr v3, consolidated: the dataset, and nothing else (`pipeline.layout`)
     results.zarr.run/    beside it: lock, parts/, errors/, progress.json, events.jsonl, a copy of
-                         the root zarr.json, and what a cluster needs
+                         the root zarr.json, identity.json (whose folder it is), and what a cluster
+                         needs
 
 A worker hands in a part as one file, by an atomic rename. The writer, who holds the lock, commits a
 block (one alpha, one N, the seeds of one chunk): it merges the block's parts over what is there and
 writes ``status`` last, so a cell is done only when everything of it is on disk. Every step can be
 killed and repeated: parts are deterministic, merging twice changes nothing, and parts are removed
 only after the committed block was read back.
+
+A store has a name for life, the attribute ``store_id``. A folder beside it that is another's (a
+store was removed and made anew, moved, or copied) is not read, and the next driver puts it aside.
 """
 
 from __future__ import annotations
 
 import getpass
-import io
 import json
+import logging
 import os
 import socket
 import time
 import traceback
-import zipfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,10 +38,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from pipeline import layout
-from pipeline.dataset import DONE, FAILED, cell_dtype, cell_variables
-from pipeline.files import patient, replace, replace_text, sync
+from pipeline.dataset import DONE, FAILED, cell_variables
+from pipeline.files import patient, replace_text, sync
+from pipeline.inbox import DamagedError, ForeignError, HandedIn, Inbox
+from pipeline.inbox import hand_in as hand_in
 from pipeline.lease import Lease, LeaseLostError
-from pipeline.part import Cells, Part
+from pipeline.part import Part
 from pipeline.provenance import code_version, other_numbers
 from pipeline.spec import Sweep, SweepError, differences, union
 
@@ -73,23 +79,6 @@ class Failure:
         return cls(part, f"{type(error).__name__}: {error}", text, host, attempts)
 
 
-@patient
-def hand_in(folder: Path, part: Part, cells: Cells) -> None:
-    """Write a part's file into the parts folder of a store: whole, or not there.
-
-    It survives the death of any process. A machine that crashes may lose the last second's parts.
-    """
-    replace(folder / f"{part.name}.npz", lambda file: np.savez(file, cells=cells))
-
-
-@lru_cache
-def _header(dtype: np.dtype[Any], cells: int) -> bytes:
-    """Return how `hand_in` begins such an array: NumPy takes longer to parse it than to read on."""
-    file = io.BytesIO()
-    np.save(file, np.zeros(cells, dtype))
-    return file.getvalue()[: -cells * dtype.itemsize]
-
-
 class Store:
     """A sweep's store at a path, to read. Cheap to make; nothing is kept open between calls.
 
@@ -100,8 +89,8 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = layout.resolved(path)
         self.control = layout.control_folder(self.path)
-        self.parts_folder = layout.resolved(self.control / "parts")
-        self.errors_folder = layout.resolved(self.control / "errors")
+        self.parts_folder = self.control / "parts"
+        self.errors_folder = self.control / "errors"
 
     def exists(self) -> bool:
         """Whether a sweep was created here.
@@ -151,43 +140,27 @@ class Store:
                     break
         return mean
 
+    def has_own_folder(self) -> bool:
+        """Whether the folder beside the store is its own; another's is not read."""
+        return layout.has_own_folder(self.path)
+
+    def inbox(self) -> Inbox:
+        """Return where workers hand in parts of this store, and what these have to be."""
+        store_id = self.attributes().get("store_id", "")
+        return Inbox(self.parts_folder, store_id, self.sweep().recipe)
+
     def parts(self) -> list[Part]:
         """List parts that were handed in and are not yet committed, in order of their names."""
-        found = []
-        for file in sorted(self.parts_folder.glob("*.npz")):
-            with suppress(ValueError):
-                found.append(Part.from_name(file.name.removesuffix(".npz")))
-        return found
-
-    def load(self, part: Part, dtype: np.dtype[Any]) -> Cells | None:
-        """Read a part's cells, of this type.
-
-        None if there is no such file, or it is not whole (it has a checksum), or another sweep's.
-
-        Raises
-        ------
-        OSError
-            If the file system cannot read it: that says nothing about what is in it.
-        """
-        try:
-            whole = self._part_file(part).read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            with zipfile.ZipFile(io.BytesIO(whole)) as file:
-                content = file.read("cells.npy")
-            header = _header(dtype, len(part.seeds))
-            if content.startswith(header):
-                return np.frombuffer(content, dtype, len(part.seeds), len(header))
-            # Of another version of NumPy, or of another sweep.
-            cells: Cells = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except Exception:  # zipfile, zlib and NumPy each have their own errors for garbage
-            return None
-        return cells if cells.dtype == dtype and cells.shape == (len(part.seeds),) else None
+        if not self.has_own_folder():
+            return []
+        inbox = self.inbox()
+        return [part for part in self._named_parts() if inbox.is_waiting(part)]
 
     def failures(self) -> list[dict[str, Any]]:
         """Read the records of failed parts, as `Writer.commit` wrote them."""
-        found = []
+        found: list[dict[str, Any]] = []
+        if not self.has_own_folder():
+            return found
         for file in sorted(self.errors_folder.glob("*.json")):
             with suppress(ValueError, FileNotFoundError):  # garbage is for `verify` to tell of
                 found.append(json.loads(file.read_text()))
@@ -195,7 +168,9 @@ class Store:
 
     def history(self) -> list[dict[str, Any]]:
         """Read who created, extended and ran the sweep, when, where, and with which code."""
-        found = []
+        found: list[dict[str, Any]] = []
+        if not self.has_own_folder():
+            return found
         with suppress(FileNotFoundError):
             for line in (self.control / "events.jsonl").read_text(errors="replace").splitlines():
                 with suppress(ValueError):  # a line that a crash cut off
@@ -210,6 +185,8 @@ class Store:
 
     def progress(self) -> dict[str, Any]:
         """Read what the last driver said of itself; see `holder` for whether it lives."""
+        if not self.has_own_folder():
+            return {}
         try:
             found = json.loads((self.control / "progress.json").read_text())
             return cast(dict[str, Any], found)
@@ -227,6 +204,8 @@ class Store:
 
     def holder_here(self) -> int | None:
         """Return the process that drives the store, if it is one of this machine."""
+        if layout.place_of_folder(self.control) not in ("", str(self.path)):
+            return None  # the folder was copied or moved here, with the lock of a driver elsewhere
         return self._lease().holder_here()
 
     @contextmanager
@@ -247,8 +226,7 @@ class Store:
             If another driver holds it; it is named. Or if no store may have that name.
         """
         self._check_name()
-        self.parts_folder.mkdir(parents=True, exist_ok=True)
-        self.errors_folder.mkdir(exist_ok=True)
+        self.control.mkdir(parents=True, exist_ok=True)
         lease = self._lease()
         while not lease.take():
             if not wait:
@@ -257,9 +235,18 @@ class Store:
                     f"{lease.describe(self.progress())}: wait for it, or stop it first."
                 )
         try:
+            aside = self._put_another_aside()
+            layout.claim_folder(self.path)
+            for folder in (self.parts_folder, self.errors_folder):
+                folder.mkdir(exist_ok=True)
             writer = Writer(self, lease)
             with suppress(OSError):  # a full disk: who drives is then told without since when
                 writer.say()
+            if aside:
+                writer.log("aside", folder=str(aside))
+                logging.getLogger(__name__).warning(
+                    "%s was another store's; what was in it is now in %s", self.control, aside
+                )
             yield writer
         finally:
             lease.release()
@@ -279,8 +266,36 @@ class Store:
                 "store itself: rename one of them, or choose another --store."
             )
 
-    def _part_file(self, part: Part) -> Path:
-        return self.parts_folder / f"{part.name}.npz"
+    def _named_parts(self) -> list[Part]:
+        """Parts that there are files of, whatever is in them."""
+        found = []
+        for file in sorted(self.parts_folder.glob("*.npz")):
+            with suppress(ValueError):
+                found.append(Part.from_name(file.name.removesuffix(".npz")))
+        return found
+
+    def _put_another_aside(self) -> Path | None:
+        """Move what another store has left in the folder beside this one, and say where to.
+
+        The lock stays, since it is held; what says whose the folder is goes last, or after a kill
+        in between the rest would be taken for this store's.
+        """
+        if self.has_own_folder():
+            return None
+        left = [file for file in self.control.iterdir() if not _is_of_no_worth(file)]
+        if not left:
+            return None
+        whose = layout.name_of_folder(self.control)[:8] or "unknown"
+        name = f"{self.control.name}.of-another-store-{whose}"
+        aside = next(
+            place
+            for number in count(1)
+            if not (place := self.control.with_name(f"{name}-{number}")).exists()
+        )
+        aside.mkdir()
+        for file in sorted(left, key=lambda file: file.name in (layout.IDENTITY, "zarr.json")):
+            file.rename(aside / file.name)
+        return aside
 
     def _lease(self) -> Lease:
         return Lease(self.control)
@@ -294,6 +309,7 @@ class Writer:
         self._lease = lease
         self._since = time.time()
         self._grid: _Grid | None = None
+        self._mix = True  # what waits was computed with consent, if consent was needed
 
     def prepare(self, sweep: Sweep, *, mix: bool = False) -> None:
         """Create the store, or make sure that it has a place for every cell of the sweep.
@@ -318,16 +334,15 @@ class Writer:
             self.log("create", cells=sweep.cells)
             return
         wider = wider_sweep(self.store, sweep)
-        if not mix:
-            self._check_numbers(sweep)
+        news = self._check_numbers(sweep, mix)
         layout.settle(path)
         parts, locks = self.store.parts_folder.glob(".*"), self.store.control.glob(".lock.*")
         for leftover in (*parts, *locks, *path.glob("*/*.partial")):
             leftover.unlink(missing_ok=True)
-        versions = self.store.attributes()["code_versions"]
-        if code_version() not in versions:
-            layout.change_attributes(path, code_versions=[*versions, code_version()])
-        self.collect()
+        self.collect()  # before the store gets a name: parts of before have none
+        if news:
+            layout.change_attributes(path, **news)
+            self._grid = None
         before = self.store.sweep().cells
         if wider.cells > before:
             layout.widen(path, wider)
@@ -339,11 +354,11 @@ class Writer:
         """Commit every part that waits for it; one that is not whole, or has no place, goes."""
         grid = self._opened()
         waiting: dict[Block, list[Part]] = {}
-        for part in self.store.parts():
+        for part in self.store._named_parts():
             block = grid.block_of(part)
-            if block is None or self.store.load(part, grid.dtype) is None:
-                self.discard(part)
-            else:
+            if block is None:
+                self._refuse(part, "the sweep has no place for it")
+            elif self._read(part) is not None:
                 waiting.setdefault(block, []).append(part)
         for block, parts in waiting.items():
             self.commit(block, parts)
@@ -374,17 +389,17 @@ class Writer:
         """
         self.check()
         grid = self._opened()
-        read = ((part, self.store.load(part, grid.dtype)) for part in parts)
-        loaded = [(part, cells) for part, cells in read if cells is not None]
-        rows = [grid.rows(block, part.seeds) for part, _ in loaded]
+        loaded = [found for part in parts if (found := self._read(part)) is not None]
+        rows = [grid.rows(block, found.part.seeds) for found in loaded]
         status = grid.read(block, "status")
         anything = (status == DONE).any()
         merged: dict[str, npt.NDArray[Any]] = {}
         if loaded:
             for name in grid.names:
                 merged[name] = grid.read_kept(block, name) if anything else grid.blank(block, name)
-                for at, (_, cells) in zip(rows, loaded, strict=True):
-                    merged[name][at] = grid.code if name == "code" else cells[name]
+                for at, found in zip(rows, loaded, strict=True):
+                    is_code = name == "code"
+                    merged[name][at] = grid.code(found) if is_code else found.cells[name]
         for failure in failures:
             self._record(failure)
             at = grid.rows(block, failure.part.seeds)
@@ -394,14 +409,27 @@ class Writer:
         grid.write(block, merged)
         self.check()
         grid.write(block, {"status": status})
-        for part, _ in loaded:
-            self.discard(part)
-        self._forget_failures([part for part, _ in loaded])
-        return sum(float(cells["seconds"].sum()) for _, cells in loaded)
+        for found in loaded:
+            self.discard(found.part)
+        self._forget_failures([found.part for found in loaded])
+        return sum(float(found.cells["seconds"].sum()) for found in loaded)
 
     def discard(self, part: Part) -> None:
         """Remove a part's file: it was committed, or is of no use."""
-        self.store._part_file(part).unlink(missing_ok=True)
+        self._opened().inbox.file(part).unlink(missing_ok=True)
+
+    def _read(self, part: Part) -> HandedIn | None:
+        """Read a part that is data here; any other goes, and the history says why."""
+        grid = self._opened()
+        try:
+            return grid.inbox.read(part, grid.all_codes if self._mix else grid.codes)
+        except (DamagedError, ForeignError) as error:
+            self._refuse(part, str(error))
+            return None
+
+    def _refuse(self, part: Part, why: str) -> None:
+        self.log("refuse", part=str(part), why=why)
+        self.discard(part)
 
     @patient
     def say(self, **progress: Any) -> None:
@@ -443,16 +471,33 @@ class Writer:
         file = self.store.errors_folder / f"{failure.part.name}.json"
         replace_text(file, json.dumps(record, indent=1))
 
-    def _check_numbers(self, sweep: Sweep) -> None:
+    def _check_numbers(self, sweep: Sweep, mix: bool) -> dict[str, Any]:
+        """Refuse code that gives other numbers, unless they are to be mixed.
+
+        Returns
+        -------
+        dict
+            Attributes that the store needs before this code adds to it.
+        """
         attributes = self.store.attributes()
+        here, news = code_version(), dict[str, Any]()
         changed = other_numbers(sweep.recipe, attributes["fingerprint"])
-        if changed:
+        if changed and not mix:
             raise StoreError(
                 f"store {self.store.path} must be continued by code that gives its numbers; it was "
                 f"computed by {', '.join(attributes['code_versions'])}, and this is "
                 f"{code_version()}, which gives other ones ({', '.join(changed)}): use the old "
                 "version, choose another --store, or mix them with --other-numbers."
             )
+        self._mix = mix
+        if "store_id" not in attributes:
+            news["store_id"] = uuid.uuid4().hex
+        if here not in attributes["code_versions"]:
+            news["code_versions"] = [*attributes["code_versions"], here]
+        others = attributes.get("other_numbers", [])
+        if changed and here not in others:
+            news["other_numbers"] = [*others, here]
+        return news
 
     def _opened(self) -> _Grid:
         if self._grid is None:
@@ -484,6 +529,12 @@ class Writer:
             ) from None
 
 
+def _is_of_no_worth(file: Path) -> bool:
+    """Whether a file of a control folder is the lock, or tells nothing of any store."""
+    is_empty = file.is_dir() and not any(file.iterdir())
+    return is_empty or file.name in ("lock", "progress.json") or file.name.startswith(".")
+
+
 class _Grid:
     """The arrays of a store, opened once, and where a block lies in them."""
 
@@ -496,9 +547,15 @@ class _Grid:
         self._seeds = np.array(sweep.grid.seed)
         self._per_chunk = int(attributes["seeds_per_chunk"])
         self._variables = cell_variables(sweep.recipe)
-        self.dtype = cell_dtype(sweep.recipe)
-        self.code = attributes["code_versions"].index(code_version())
+        self.inbox = store.inbox()
+        self.all_codes: list[str] = attributes["code_versions"]
+        others = attributes.get("other_numbers", [])
+        self.codes = [code for code in self.all_codes if code not in others]
         self.names = [name for name in self._variables if name != "status"]
+
+    def code(self, found: HandedIn) -> int:
+        """Index of the code that computed a part; of the last driver's, if the part is silent."""
+        return self.all_codes.index(found.code or self.all_codes[-1])
 
     def read(self, block: Block, name: str) -> npt.NDArray[Any]:
         """Read the block's values, (seed, ...)."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dataset import DONE, FAILED, STATUS
+from pipeline.inbox import DamagedError, ForeignError
 from pipeline.part import Part
 from pipeline.proof import (
     CHUNK,
@@ -143,14 +144,22 @@ def verify(store: Store, *, watch: Callable[[int, int], object] = lambda done, a
     if not store.path.is_dir():
         raise StoreError(f"store {store.path} must be a sweep's Zarr store; there is no folder.")
     driver, files, size = store.holder(), *_size(store)
-    findings = [*_beside(store), *_control_files(store)]
+    findings = list(_beside(store))
+    if store.has_own_folder():
+        findings += _control_files(store)
+    else:
+        what = "the folder beside it is not its own, but another store's: it is not read"
+        findings.append(
+            Finding("folder", "note", store.control, what, "The next run puts it aside")
+        )
     cells: dict[str, int] = {}
     try:
         view = View(store)
     except UnsoundError as error:
         findings.append(_bad_root(store, error))
     else:
-        findings += compare_with_copy(store, view)
+        if store.has_own_folder():
+            findings += compare_with_copy(store, view)
         findings += _metadata(view)
         check = _Check(view)
         findings += check.run(watch)
@@ -186,9 +195,12 @@ class _Check:
                 yield from self._chunk(name, place, is_there=place in places)
         watch(len(names), len(names))
         waiting: set[Place] = set()
-        yield from self._parts(waiting)
+        is_own = view.store.has_own_folder()
+        if is_own:
+            yield from self._parts(waiting)
         yield from self._unstated(waiting)
-        yield from self._records()
+        if is_own:
+            yield from self._records()
 
     def _files(self, name: str, present: set[tuple[int, ...]]) -> Iterator[Finding]:
         """List an array's folder; chunks of the grid go to `present`."""
@@ -275,19 +287,26 @@ class _Check:
             part = part_of(entry.name, ".npz")
             if part is None:
                 yield _stray(file)
-            elif (place := view.place_of(part)) is None:
-                what = "a part that this sweep has no place for"
-                yield Finding("part", "leftover", file, what, "Repair removes it")
-            elif not view.is_whole(part):
-                if not file.exists():
+                continue
+            place, useless = view.place_of(part), ""
+            try:
+                if not view.has_waiting(part):
                     continue  # committed meanwhile
-                what = "a part that is damaged, or of another sweep"
+            except DamagedError as error:
                 todo = "Repair removes it, and the next run computes it again"
-                yield Finding("part", "damage", file, what, todo, part)
-            elif (states(view, part, self._of) == DONE).all():
-                what = "a part that is committed already"
-                yield Finding("part", "leftover", file, what, "Repair removes it")
-            else:
+                yield Finding(
+                    "part", "damage", file, f"a part that is damaged: {error}", todo, part
+                )
+                continue
+            except ForeignError as error:
+                useless = f"a part that is none of this store's: {error}"
+            if place is None:
+                useless = "a part that this sweep has no place for"
+            elif not useless and (states(view, part, self._of) == DONE).all():
+                useless = "a part that is committed already"
+            if useless:
+                yield Finding("part", "leftover", file, useless, "Repair removes it")
+            elif place is not None:
                 waiting.add(place)
 
     def _of(self, place: Place) -> npt.NDArray[np.int8]:

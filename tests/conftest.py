@@ -55,7 +55,7 @@ def fill(store: Store, sweep: Sweep, parts: list[Part]) -> None:
     with store.lock() as writer:
         writer.prepare(sweep)
         for part in parts:
-            hand_in(store.parts_folder, part, compute(sweep.recipe, part))
+            hand_in(store.inbox(), part, compute(sweep.recipe, part))
         writer.collect()
 
 

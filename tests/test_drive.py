@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
@@ -20,6 +19,7 @@ from distributed import Client, LocalCluster, get_worker
 from pipeline import graph
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, drive
+from pipeline.inbox import Inbox
 from pipeline.part import Part, compute
 from pipeline.plan import CostModel, make_plan
 from pipeline.spec import Recipe
@@ -131,11 +131,11 @@ def test_a_part_that_fails_once_is_no_failure(
     tried: Counter[Part] = Counter()
     real = graph.hand_in
 
-    def hiccup(folder: Path, part: Part, cells: Any) -> None:
+    def hiccup(inbox: Inbox, part: Part, cells: Any) -> None:
         tried[part] += 1
         if tried[part] == 1:
             raise OSError(errno.ESTALE, "Stale file handle")
-        real(folder, part, cells)
+        real(inbox, part, cells)
 
     monkeypatch.setattr(graph, "hand_in", hiccup)
     other = Store(store.path.with_name("other.zarr"))
@@ -151,11 +151,11 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     other = Store(store.path.with_name("other.zarr"))
     real, handed, one = graph.hand_in, [], Lock()
 
-    def no_room(folder: Path, part: Part, cells: Any) -> None:
+    def no_room(inbox: Inbox, part: Part, cells: Any) -> None:
         with one:
             if len(handed) >= 5:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            real(folder, part, cells)
+            real(inbox, part, cells)
             handed.append(part)
 
     with monkeypatch.context() as broken:
@@ -269,9 +269,9 @@ def test_a_part_that_kills_its_worker_gets_a_larger_one_then_fails(
     sent: list[tuple[Client, Part]] = []
     real = graph.submit_parts
 
-    def note(client: Client, folder: Path, recipe: Recipe, parts: Any, **kwargs: Any) -> Any:
+    def note(client: Client, inbox: Inbox, parts: Any, **kwargs: Any) -> Any:
         sent.extend((client, part) for part in parts)
-        return real(client, folder, recipe, parts, **kwargs)
+        return real(client, inbox, parts, **kwargs)
 
     monkeypatch.setattr("pipeline.drive.submit_parts", note)
 

@@ -13,6 +13,7 @@ import pytest
 import tenacity
 
 from pipeline.files import patient, replace, replace_text
+from pipeline.inbox import Inbox
 from pipeline.part import compute
 from pipeline.store import Store, hand_in
 from pipeline.verify import verify
@@ -49,7 +50,7 @@ def test_a_hiccup_is_waited_out(
     sweep = tiny()
     part = parts_of(sweep)[0]
     monkeypatch.setattr(os, "fsync", stumble(os.fsync, code, times=3))
-    hand_in(tmp_path, part, compute(sweep.recipe, part))
+    hand_in(Inbox(tmp_path, "", sweep.recipe), part, compute(sweep.recipe, part))
     assert [file.name for file in tmp_path.iterdir()] == [f"{part.name}.npz"]
     with np.load(tmp_path / f"{part.name}.npz") as file:
         assert len(file["cells"]) == len(part.seeds)
@@ -122,7 +123,7 @@ def test_a_commit_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
     with store.lock() as writer:
         writer.prepare(sweep)
         for part in parts_of(sweep):
-            hand_in(store.parts_folder, part, compute(sweep.recipe, part))
+            hand_in(store.inbox(), part, compute(sweep.recipe, part))
         if what == "a part":
             read = stumble(Path.read_bytes, errno.EIO, times=2, only=".npz")
             monkeypatch.setattr(Path, "read_bytes", lambda path: read(path))
@@ -146,7 +147,7 @@ def test_a_part_that_cannot_be_read_is_kept(
     with store.lock() as writer:
         writer.prepare(sweep)
         part = parts_of(sweep)[0]
-        hand_in(store.parts_folder, part, compute(sweep.recipe, part))
+        hand_in(store.inbox(), part, compute(sweep.recipe, part))
         read = stumble(Path.read_bytes, errno.EIO, times=10**6, only=".npz")
         monkeypatch.setattr(Path, "read_bytes", lambda path: read(path))
         with pytest.raises(OSError, match="Input/output error"):

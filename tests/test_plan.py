@@ -97,7 +97,7 @@ def test_a_finished_store_leaves_nothing(full: Store) -> None:
 def test_only_what_is_missing_is_planned(store: Store) -> None:
     """Neither what is committed nor what waits for its commit is computed again."""
     fill(store, tiny(), [Part(2.0, 8, 1, 1)])
-    hand_in(store.parts_folder, Part(4.0, 8, 0, 1), compute(tiny().recipe, Part(4.0, 8, 0, 1)))
+    hand_in(store.inbox(), Part(4.0, 8, 0, 1), compute(tiny().recipe, Part(4.0, 8, 0, 1)))
     plan = make_plan(tiny(), MODEL, store)
     assert (plan.done, plan.handed_in, sum(plan.missing.values())) == (1, 2, 9)
     planned = cells(plan)

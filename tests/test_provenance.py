@@ -65,11 +65,12 @@ def test_numbers_are_mixed_only_on_request_and_it_shows(
 ) -> None:
     """The variable `code` tells which cells are whose."""
     broken_energy(monkeypatch)
-    monkeypatch.setattr("pipeline.store.code_version", lambda: "9.9.9+new")
+    for module in ("store", "inbox"):
+        monkeypatch.setattr(f"pipeline.{module}.code_version", lambda: "9.9.9+new")
     with full.lock() as writer:
         writer.prepare(tiny(alpha=[2.0, 3.0, 4.0]), mix=True)
         for part in parts_of(tiny(alpha=[3.0])):
-            hand_in(full.parts_folder, part, compute(RECIPE, part))
+            hand_in(full.inbox(), part, compute(RECIPE, part))
         writer.collect()
     dataset = xr.open_zarr(full.path).load()
     assert json.loads(dataset.attrs["code_versions"]) == [code_version(), "9.9.9+new"]

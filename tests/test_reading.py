@@ -88,7 +88,7 @@ def test_failed_cells_are_in_no_mean(store: Store) -> None:
     good, bad = Part(2.0, 8, 0, 0), Part(2.0, 8, 1, 2)
     with store.lock() as writer:
         writer.prepare(tiny())
-        hand_in(store.parts_folder, good, compute(tiny().recipe, good))
+        hand_in(store.inbox(), good, compute(tiny().recipe, good))
         failure = Failure.of(bad, ZeroDivisionError("no luck"), attempts=3)
         writer.commit(Block(2.0, 8, 0), [good], [failure])
     dataset = open_sweep(store.path).load()

@@ -122,7 +122,7 @@ def test_parts_survive_until_they_are_committed(store: Store) -> None:
     part = Part(2.0, 8, 0, 1)
     with store.lock() as writer:
         writer.prepare(tiny())
-    hand_in(store.parts_folder, part, compute(tiny().recipe, part))
+    hand_in(store.inbox(), part, compute(tiny().recipe, part))
     assert store.parts() == [part]
     with store.lock() as writer:
         writer.prepare(tiny())
@@ -152,7 +152,7 @@ def test_a_damaged_part_is_never_data(store: Store, damage: str) -> None:
     part = Part(2.0, 8, 0, 2)
     with store.lock() as writer:
         writer.prepare(tiny())
-        hand_in(store.parts_folder, part, compute(tiny().recipe, part))
+        hand_in(store.inbox(), part, compute(tiny().recipe, part))
         (file,) = store.parts_folder.glob("*.npz")
         file.write_bytes(DAMAGES[damage](file.read_bytes()))
         writer.collect()
@@ -166,7 +166,7 @@ def test_a_part_of_another_recipe_is_never_data(store: Store) -> None:
     foreign = tiny(start=[0, 1, 2])
     with store.lock() as writer:
         writer.prepare(tiny())
-        hand_in(store.parts_folder, part, compute(foreign.recipe, part))
+        hand_in(store.inbox(), part, compute(foreign.recipe, part))
         writer.collect()
     assert (store.status() == MISSING).all()
     assert store.parts() == []
@@ -188,7 +188,7 @@ def test_failed_cells(store: Store) -> None:
     failure = Failure.of(bad, error, attempts=3)
     with store.lock() as writer:
         writer.prepare(tiny())
-        hand_in(store.parts_folder, good, compute(tiny().recipe, good))
+        hand_in(store.inbox(), good, compute(tiny().recipe, good))
         writer.commit(Block(2.0, 8, 0), [good], [failure])
         writer.commit(Block(2.0, 8, 0), [], [Failure.of(good, error, attempts=3)])
     assert store.status()[0, 0].tolist() == [DONE, FAILED, FAILED]
@@ -223,7 +223,7 @@ def test_a_commit_that_breaks_off_anywhere_leaves_no_half_done_cell(
     part = Part(2.0, 8, 0, 2)
     with store.lock() as writer:
         writer.prepare(tiny())
-        hand_in(store.parts_folder, part, compute(tiny().recipe, part))
+        hand_in(store.inbox(), part, compute(tiny().recipe, part))
     writes = 0
     real = os.replace
 
@@ -343,7 +343,7 @@ def test_what_waits_for_its_commit_survives_a_widening(store: Store, tmp_path: P
     part = Part(4.0, 12, 0, 1)
     with store.lock() as writer:
         writer.prepare(tiny())
-    hand_in(store.parts_folder, part, compute(tiny().recipe, part))
+    hand_in(store.inbox(), part, compute(tiny().recipe, part))
     fill(store, tiny(alpha=[1.0, 2.0, 3.0, 4.0]), [])
     assert store.status()[3, 1].tolist() == [DONE, DONE, MISSING]
 

@@ -174,7 +174,7 @@ def test_an_unfinished_store_is_sound(store: Store, parts: int) -> None:
     """Missing cells, and parts that wait for their commit, are no fault."""
     fill(store, tiny(), parts_of(tiny())[:parts])
     waiting = parts_of(tiny())[-1]
-    hand_in(store.parts_folder, waiting, compute(tiny().recipe, waiting))
+    hand_in(store.inbox(), waiting, compute(tiny().recipe, waiting))
     report = verify(store)
     assert kinds(report, "damage", "leftover") == set()
     assert mend(store) == ()
@@ -285,7 +285,7 @@ def test_a_damaged_part(full: Store, expected: dict[str, Any], how: str) -> None
     """It is found and removed; its cells stay missing until they are computed again."""
     part = Part(2.0, 8, 0, 1)
     forget(full, part)
-    hand_in(full.parts_folder, part, compute(tiny().recipe, part))
+    hand_in(full.inbox(), part, compute(tiny().recipe, part))
     (file,) = full.parts_folder.glob("*.npz")
     damage(file, how)
     report = verify(full)
@@ -534,7 +534,7 @@ def test_leftovers_are_removed_and_unknown_files_are_not(
     orphan = full.path / "overlap" / "c.7.0.0.0.0"
     shutil.copy(full.path / "overlap" / "c.0.0.0.0.0", orphan)
     for part in (Part(2.0, 8, 0, 1), Part(9.0, 8, 0, 1)):  # committed already; of no block
-        hand_in(full.parts_folder, part, compute(tiny().recipe, part))
+        hand_in(full.inbox(), part, compute(tiny().recipe, part))
     mine = [full.path / "notes.txt", full.path / "overlap" / "mine", full.parts_folder / "a.npz"]
     for file in mine:
         file.write_text("keep me")
