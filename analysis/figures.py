@@ -29,8 +29,13 @@ COLUMN, PAGE = 3.4, 7.0
 #: The large-N spectrum assumes a small overlap; beyond this it is not drawn.
 SMALL_OVERLAP = 0.3
 
+#: Needed while a figure is made and while it is written, whatever the user's matplotlibrc says:
+#: the labels are for Matplotlib's own mathematics, without LaTeX.
+_NEEDED: dict[Any, Any] = {"text.usetex": False, "text.parse_math": True, "pdf.fonttype": 42}
+
 _STYLE = mpl.rc_context(
-    {
+    _NEEDED
+    | {
         "font.family": "STIXGeneral",
         "mathtext.fontset": "stix",
         "font.size": 9,
@@ -48,7 +53,6 @@ _STYLE = mpl.rc_context(
         "ytick.right": True,
         "xtick.major.width": 0.6,
         "ytick.major.width": 0.6,
-        "pdf.fonttype": 42,
     }
 )
 # Okabe and Ito's colours, told apart with any colour vision. Orange is always the outlier: its
@@ -273,7 +277,7 @@ def save(figure: Figure, path_without_suffix: Path | str) -> tuple[Path, Path]:
     ):
         # Drawn in memory: a disk that is full leaves one plain error and no half of a figure.
         drawn = io.BytesIO()
-        with mpl.rc_context({"pdf.fonttype": 42}):
+        with mpl.rc_context(_NEEDED):
             figure.savefig(drawn, format=path.suffix[1:], **settings)
         path.write_bytes(drawn.getbuffer())
     return png, pdf

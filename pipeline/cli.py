@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psutil
 import typer
+import xarray as xr
 
 from pipeline import terminal
 from pipeline.dataset import DONE, FAILED, MISSING
@@ -78,7 +80,7 @@ MixOption = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"alphasweep {code_version()}")
+        print(f"alphasweep {code_version()}")
         raise typer.Exit
 
 
@@ -140,6 +142,7 @@ def plan(
         terminal.show_plan(wanted, todo)
         if on:
             _show_jobs(_Placement(on, todo), place)
+    _end_if_lost()
 
 
 @app.command()
@@ -159,7 +162,7 @@ def run(
     wanted, place = _sweep_and_store(sweep, store)
     seconds = _part_seconds(part_seconds, on)
     with _reported_errors(), _signals():
-        with place.lock(wait=wait) as writer:
+        with terminal.hurried(), place.lock(wait=wait) as writer:
             writer.prepare(wanted, mix=other_numbers)
             todo = _plan(wanted, place, seconds, retry_failed)
             if any(todo.parts.values()):
@@ -266,9 +269,10 @@ def status(
         if history:
             found |= {"history": place.history(), "versions": place.versions()}
         if as_json:
-            typer.echo(json.dumps(found))
+            print(json.dumps(found))
         else:
             terminal.show_status(found)
+    _end_if_lost()
 
 
 @app.command()
@@ -289,9 +293,10 @@ def verify(
         if repair:
             with place.lock() as writer:
                 done = mend(writer, report)
-            typer.echo("\n".join(done), err=as_json)
+            print("\n".join(done), file=sys.stderr if as_json else sys.stdout)
             report = examine(place)
-    typer.echo(report.to_json() if as_json else report.text())
+    print(report.to_json() if as_json else report.text())
+    _end_if_lost()
     if not report.ok:
         raise typer.Exit(1)
 
@@ -299,10 +304,12 @@ def verify(
 @app.command("open")
 def open_(store: StoreArgument) -> None:
     """Print the dataset, and the line of Python that loads it."""
+    place = Store(store)
     with _reported_errors():
-        dataset = Store(store).open()
-    typer.echo(dataset)
-    typer.echo(f'\nimport xarray as xr\nds = xr.open_zarr("{store}")')
+        dataset = place.open()
+    print(dataset)
+    print(f"\nimport xarray as xr\nds = xr.open_zarr({str(place.path)!r})")
+    _end_if_lost()
 
 
 def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
@@ -581,30 +588,51 @@ def _efficiency(said: dict[str, Any]) -> float | None:
 
 def _conclude(store: Store) -> None:
     """Draw the figures next to the store, and print alpha_half(N)."""
-    from analysis import figures, recovery, scaling
+    # Before lmfit loads it: a home that cannot be written is not worth a line.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from analysis import recovery, scaling
     from analysis.thresholds import alpha_bbp_init
 
     dataset = store.open()
     probability = recovery.recovery_probability(dataset)
     half = recovery.alpha_half(dataset)
     laws = scaling.fit_log_laws(half)
-    a = store.sweep().descent.a
-    folder = figures_folder(store.path)
-    folder.mkdir(exist_ok=True)
-    figures.save(figures.recovery_curves(dataset, probability, half), folder / "recovery")
-    figures.save(figures.alpha_half_against_log_N(half, laws, a=a), folder / "alpha_half")
-    figures.save(figures.one_run(dataset), folder / "one_run")
     terminal.show_alpha_half(half)
+    a = store.sweep().descent.a
     say(f"outlier at the random start from alpha_BBP_init = {alpha_bbp_init(a):.4f}")
     say(scaling.describe(laws))
-    say(f"Figures: {folder}")
-    say(f'Data:    xarray.open_zarr("{store.path}")')
+    _draw(store, probability, half, laws)
+    say(f"Data:    xarray.open_zarr({str(store.path)!r})")
     status = store.status()
     failed, missing = int((status == FAILED).sum()), int((status == MISSING).sum())
     if missing:
         say(f"{missing:,} cells of the store are missing: alphasweep run {store.path}")
     if failed:
         _fail(f"{failed} cells failed; alphasweep status {store.path} --failures says why.")
+
+
+def _draw(store: Store, probability: xr.Dataset, half: xr.Dataset, laws: xr.Dataset) -> None:
+    """Draw the figures next to the store; what goes wrong there is told, and costs nothing else."""
+    folder, dataset, a = figures_folder(store.path), store.open(), store.sweep().descent.a
+    figures: dict[str, Callable[[Any], Any]] = {
+        "recovery": lambda draw: draw.recovery_curves(dataset, probability, half),
+        "alpha_half": lambda draw: draw.alpha_half_against_log_N(half, laws, a=a),
+        "one_run": lambda draw: draw.one_run(dataset),
+    }
+    problems = dict[str, list[str]]()
+    for name, make in figures.items():
+        try:
+            from analysis import figures as draw
+
+            folder.mkdir(exist_ok=True)
+            draw.save(make(draw), folder / name)
+        except Exception as error:  # of Matplotlib, its user's settings, fonts, a disk
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            problems.setdefault(why, []).append(name)
+    for why, names in problems.items():
+        terminal.warn(f"not every figure could be saved in {folder}: {', '.join(names)}: {why}.")
+    if not problems:
+        say(f"Figures: {folder}")
 
 
 class _Requeue(KeyboardInterrupt):
@@ -633,8 +661,6 @@ def _reported_errors() -> Iterator[None]:
         if type(error).__module__.partition(".")[0] != "cluster":
             raise
         _fail(str(error))
-    finally:
-        sys.stdout.flush()
 
 
 @contextmanager
@@ -659,13 +685,24 @@ def _signals() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"alphasweep: {message}", err=True)
+    terminal.warn(message)
     raise typer.Exit(1)
+
+
+def _end_if_lost() -> None:
+    """End with an error if what was printed, which is all that the command does, was lost."""
+    if terminal.lost_output():
+        raise typer.Exit(1)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    terminal.protect_output()
+    try:
+        app()
+    finally:
+        if why := terminal.lost_output():
+            terminal.warn(f"what was printed could not be written: {why}.")
 
 
 if __name__ == "__main__":

@@ -445,7 +445,7 @@ class Writer:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "event": event,
             "host": socket.gethostname(),
-            "user": getpass.getuser(),
+            "user": _user(),
             "version": code_version(),
             **details,
         }
@@ -636,3 +636,10 @@ def wider_sweep(store: Store, sweep: Sweep) -> Sweep:
             "choose another --store, or set these keys as in the store."
         )
     return union(stored, sweep)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return str(os.getuid())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import select
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -20,14 +25,102 @@ if TYPE_CHECKING:  # distributed takes a second to load
 
 _PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
 _WATCH_SECONDS = 3.0
+_PATIENCE = 1.0  # seconds, with a reader who does not read, while a run goes on
 _ERRORS = 10  # failed cells that are listed without being asked for
 
-console = Console()
+console = Console(emoji=False)  # or a path with :x: in it would be shown as another
 
 
 def say(text: str) -> None:
     """Print a line as it is, however long."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a line as `say` does, to stderr."""
+    print(f"alphasweep: {text}", file=sys.stderr)
+
+
+class _Output(io.RawIOBase):
+    """A descriptor that can be written to without an error, whatever becomes of it.
+
+    A full disk, a terminal that is closed, a reader that has gone (``alphasweep run ... | head``)
+    take the rest of what is printed, and nothing else.
+    """
+
+    patience: float | None = None
+    """Seconds to wait for a reader who does not read; None: as long as it takes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.lost: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any) -> int:
+        try:
+            while self.lost is None and self._has_room():
+                with suppress(BlockingIOError):  # the room was another process's, too
+                    # No more than what a pipe with room takes at once, without waiting.
+                    return os.write(self._descriptor, data[: select.PIPE_BUF])
+        except OSError as error:
+            self.lost = error
+        return len(data)
+
+    def _has_room(self) -> bool:
+        found = bool(select.select([], [self._descriptor], [], self.patience)[1])
+        if self.patience is not None:
+            self.patience = _PATIENCE if found else 0
+        return found
+
+
+_outputs: list[_Output] = []
+
+
+def protect_output() -> None:
+    """Have what is printed to stdout and stderr never raise; to be called once, at the start.
+
+    What an encoding lacks is escaped. A stream that is closed is opened to nowhere, or the next
+    file or socket would get its number, and what is printed.
+    """
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(nowhere, True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        output = _Output(stream.fileno() if stream else nowhere)
+        text = io.TextIOWrapper(
+            io.BufferedWriter(output),
+            encoding=stream.encoding if stream else "utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        setattr(sys, name, text)
+        _outputs.append(output)
+
+
+def lost_output() -> str:
+    """Say why something that was printed could not be written; "" if all was, or nobody reads."""
+    errors = [output.lost for output in _outputs if output.lost]
+    return next((str(e.strerror) for e in errors if e.errno != errno.EPIPE), "")
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Rather lose what is printed meanwhile than wait for a reader: Ctrl-S must stop no run."""
+    for output in _outputs:
+        output.patience = _PATIENCE
+    try:
+        yield
+    finally:
+        for output in _outputs:
+            output.patience = None
 
 
 def show_plan(sweep: Sweep, plan: Plan) -> None:

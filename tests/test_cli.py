@@ -147,7 +147,7 @@ def test_run_ends_with_figures_a_table_and_a_way_to_read(here: Path) -> None:
     for name in ("recovery", "alpha_half", "one_run"):
         for suffix in ("png", "pdf"):
             assert (here / "quick.zarr.figures" / f"{name}.{suffix}").stat().st_size > 5000
-    (line,) = re.findall(r'xarray\.open_zarr\("(.*)"\)', done.stdout)
+    (line,) = re.findall(r"Data: +xarray\.open_zarr\('(.*)'\)", done.stdout)
     dataset = xr.open_zarr(line).load()
     assert (dataset.status == 1).all()
     assert dict(dataset.sizes)["start"] == 8
