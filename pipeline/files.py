@@ -94,6 +94,22 @@ def copy(source: Path, path: Path) -> None:
         replace(path, lambda file: shutil.copyfileobj(content, file), durable=False)
 
 
+def remove(leftover: Path) -> bool:
+    """Remove a file, or a folder and all in it, that is of no use; return whether it is gone.
+
+    One that cannot be removed is no error: NFS keeps what a process has open under a name of its
+    own (``.nfs...``), and refuses to remove that (EBUSY).
+    """
+    try:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+    except OSError:
+        return not os.path.lexists(leftover)
+    return True
+
+
 def sync(paths: Iterable[Path]) -> None:
     """See files and folders onto the disk; at once, since most of an fsync is waiting."""
     with ThreadPoolExecutor(8) as pool:

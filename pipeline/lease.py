@@ -19,6 +19,8 @@ from typing import Any
 import filelock
 import psutil
 
+from pipeline.files import remove
+
 LEASE_SECONDS = 60.0  # a driver that shows no sign of life for so long may be taken over
 _PID_NAMESPACE_OF_THE_HOST = 0xEFFFFFFC  # PID_NS_INIT_INO of Linux
 
@@ -133,7 +135,7 @@ class Lease:
             if _mark_of(aside) != dead:  # another was quicker, and this is his: he does not notice
                 with suppress(FileExistsError):
                     os.link(aside, self._lock)
-            aside.unlink()
+            remove(aside)
 
     def _mark(self) -> tuple[int, int] | None:
         return _mark_of(self._lock)

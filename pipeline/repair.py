@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline import layout
 from pipeline.dataset import DONE, FAILED, MISSING
-from pipeline.files import replace, replace_text, sync
+from pipeline.files import remove, replace, replace_text, sync
 from pipeline.inbox import DamagedError, ForeignError
 from pipeline.proof import (
     CHUNK,
@@ -163,8 +163,7 @@ class _Repair:
         return "removed"
 
     def _temporary(self, finding: Finding) -> str:
-        _remove(finding.where)
-        return "removed"
+        return "removed" if remove(finding.where) else "left there: it cannot be removed now"
 
     def _snapshot(self, finding: Finding) -> str:
         array = self._arrays[finding.where.name]
@@ -232,13 +231,3 @@ def _restore_root(writer: Writer, fault: str) -> None:
         ) from None
     writer.check()
     replace_text(path, json.dumps(copy, indent=2))
-
-
-def _remove(file: Path) -> None:
-    """Remove a file, or a folder with what is in it."""
-    if file.is_dir() and not file.is_symlink():
-        for inner in file.iterdir():
-            _remove(inner)
-        file.rmdir()
-    else:
-        file.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ import xarray as xr
 
 from pipeline import layout
 from pipeline.dataset import DONE, FAILED, cell_variables
-from pipeline.files import patient, replace_text, sync
+from pipeline.files import patient, remove, replace_text, sync
 from pipeline.inbox import DamagedError, ForeignError, HandedIn, Inbox
 from pipeline.inbox import hand_in as hand_in
 from pipeline.lease import Lease, LeaseLostError
@@ -338,7 +338,7 @@ class Writer:
         layout.settle(path)
         parts, locks = self.store.parts_folder.glob(".*"), self.store.control.glob(".lock.*")
         for leftover in (*parts, *locks, *path.glob("*/*.partial")):
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
         self.collect()  # before the store gets a name: parts of before have none
         if news:
             layout.change_attributes(path, **news)

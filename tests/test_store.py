@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -637,3 +638,23 @@ def test_links_into_another_file_system(full: Store, elsewhere: Path, links: lis
     with store.lock() as writer:
         store._lease()._put_aside((1, 1))
         writer.prepare(sweep)
+
+
+def test_a_leftover_that_cannot_be_removed_is_no_error(
+    full: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stopped process has open is on NFS a file that nobody can remove."""
+    busy = full.parts_folder / ".nfs000000000000004200000001"
+    busy.touch()
+    unlink = Path.unlink
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        if path.name.startswith(".nfs"):
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with full.lock() as writer:
+        writer.prepare(tiny())
+        assert (full.status() == DONE).all()
+    assert busy.exists()
