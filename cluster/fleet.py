@@ -7,6 +7,7 @@ that died before its worker joined, or that came to its walltime.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +27,10 @@ _LONGEST_PAUSE = 60.0  # between two attempts to submit, in seconds
 _LOG_LINES = 20
 # A job that still runs although its worker is gone: its node is cut off, or dead.
 _NOT_ITS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "RUNNING")
+
+# What is cleared away, and what never starts.
+_OVER = ("COMPLETING", "ERROR")
+_TOLD_SECONDS = 60.0  # after that, a queue that has not said how a job ended will not say it
 
 Listing = Mapping[str, Listed]
 
@@ -198,7 +203,7 @@ class QueueFleet(Fleet):
         super().retire(worker)
 
     def _is_gone(self, job: str, name: str, listed: Listing | None) -> bool:
-        if listed is not None and (job not in listed or listed[job].state == "COMPLETING"):
+        if listed is not None and (job not in listed or listed[job].state in _OVER):
             return True
         left = self._ledger.lives[name].left if name in self._ledger.lives else None
         return left is not None and time.monotonic() - left > _LOST_SECONDS
@@ -215,7 +220,8 @@ class QueueFleet(Fleet):
     def _judge(self, job: str) -> bool:
         """Record how a job ended, as soon as the queue knows; return whether it died young."""
         end = self._queue.ended(job) if self._queue else Ended()
-        if end.state == "COMPLETING":
+        told_late = self._queue is not None and not end.state and _undecided(self._dying[job])
+        if end.state == "COMPLETING" or told_late:
             return False
         life = self._dying.pop(job)
         assert life.left is not None
@@ -252,16 +258,20 @@ class QueueFleet(Fleet):
             )
 
     def _log(self, job: str) -> str:
-        written = [path for path in self._logs.glob(f"*{job}*") if path.stat().st_size]
+        # Not also those of job 112 or of worker 12 for job 12: queues write NAME-12.err, NAME.o12.
+        own = re.compile(rf"(-|\.[oe]){re.escape(job)}(\.[a-z]+)?$")
+        paths = [path for path in self._logs.glob("*") if own.search(path.name)]
+        written = [path for path in paths if path.stat().st_size]
         if not written:
             return f"It wrote no log in {self._logs}."
         lines = "\n".join(path.read_text("utf-8", "replace") for path in written).splitlines()
         return f"The end of its log, in {self._logs}:\n" + "\n".join(lines[-_LOG_LINES:])
 
     def _submit(self, *, replacing: list[str]) -> None:
-        self.scheduler.loop.add_callback(
-            self._rescale, replacing, time.monotonic() >= self._not_before
-        )
+        # Jobs that may all have died young of the same are not replaced before that is known.
+        suspects = sum(not life.finished and _undecided(life) for life in self._dying.values())
+        more = time.monotonic() >= self._not_before and suspects < self._early_deaths
+        self.scheduler.loop.add_callback(self._rescale, replacing, more)
 
     def _rescale(self, replacing: list[str], more: bool) -> None:
         # In the event loop, as Dask changes these too. It closes handles that lost their spec.
@@ -288,6 +298,10 @@ class _Life:
     left: float | None = None
     finished: int = 0
     tasks: tuple[str, ...] = ()
+
+
+def _undecided(life: _Life) -> bool:
+    return life.left is not None and time.monotonic() - life.left < _TOLD_SECONDS
 
 
 class _Ledger(SchedulerPlugin):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import shutil
 import signal
 import tempfile
@@ -23,13 +24,13 @@ from distributed import Client, LocalCluster
 from distributed.core import Status
 from distributed.security import Security
 
-from cluster import slurm
+from cluster import gridengine, slurm
 from cluster.admission import missing_interface
 from cluster.fleet import Death, Fleet, QueueFleet
 from cluster.profile import Profile, SizeClass
 from cluster.queue import ClusterError, Queue, command, job_id
 
-QUEUES: Mapping[str, Queue] = {"slurm": slurm}
+QUEUES: Mapping[str, Queue] = {"slurm": slurm, "sge": gridengine}
 """By the kind of a profile. Of another queue's jobs only those are known whose worker is there."""
 
 WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
@@ -82,8 +83,12 @@ _SUBMITTED = {
     "htcondor": r"\d+ job\(s\) submitted to cluster (\d+)\.",
 }
 _COMMANDS = ThreadPoolExecutor(8, "queue")  # of its own, as connections need that of the loop
+# Of a worker, libraries that it maps and addresses that it sets aside, beyond the memory it uses:
+# 270 MB were measured, most of them addresses for the heap of each thread.
+_ADDRESSES = 512 * 2**20
 _POLL_SECONDS = 3.0  # between two looks at the queue
 _CLOSE_SECONDS = 60.0
+_RECORD = "queue"  # in the directory of a run: the kind of the queue that has its jobs
 
 
 @contextmanager
@@ -298,6 +303,7 @@ def launch(
             # A job that does not go, as on a node that is lost, is not to keep the others waiting.
             _cancelled(queue, job_name(directory))
             stack.callback(_end_jobs, queue, name)
+        record_queue(directory, profile.kind)
         security = stack.enter_context(_certificates(profile, directory, name))
         stack.enter_context(dask.config.set(_SCHEDULER))
         stack.enter_context(_quiet())
@@ -311,6 +317,27 @@ def launch(
             # Dask, which ends one worker after the other, has less to do then.
             stack.callback(lambda: queue.cancel(queue.jobs(name)))
         yield Cluster(fleets, queue=queue, prefix=name)
+
+
+def record_queue(run_directory: Path, kind: str) -> None:
+    """Note which queue has the jobs of a run, for `queue_of`."""
+    run_directory.mkdir(parents=True, exist_ok=True)
+    new = run_directory / f"{_RECORD}.new"
+    new.write_text(kind)
+    new.replace(run_directory / _RECORD)
+
+
+def queue_of(run_directory: Path) -> Queue | None:
+    """Return the queue that has the jobs of a run; None if none has, or cannot be asked.
+
+    No other is to be asked: that its commands are installed does not mean that it answers.
+    """
+    try:
+        kind = (run_directory / _RECORD).read_text()
+    except FileNotFoundError:
+        # Of a version that kept no note; there only the jobs of SLURM were known.
+        return slurm if (run_directory / "logs").exists() and shutil.which("squeue") else None
+    return QUEUES.get(kind)
 
 
 def end(run_directory: Path, *, queue: Queue | None) -> None:
@@ -473,9 +500,36 @@ def _settings(profile: Profile, size: SizeClass, directory: Path, name: str) -> 
     if kind == "slurm":
         # A job that SLURM starts again behind our back is one too many.
         settings["job_extra_directives"].insert(0, "--no-requeue")
-    if kind == "oar":
-        settings["memory_per_core_property_name"] = "not_applicable"
+    elif kind == "moab":
+        # The words of Torque; dask-jobqueue has those of PBS Pro, which Moab does not know.
+        settings["resource_spec"] = f"nodes=1:ppn={size.cores},mem={_mebibytes(size.memory)}mb"
+    elif kind == "oar":
+        unwanted = any(text in f"-p {profile.memory_name}>=" for text in profile.skip_directives)
+        settings["memory_per_core_property_name"] = (
+            "not_applicable" if unwanted else profile.memory_name
+        )
+    elif kind == "sge":
+        settings["job_extra_directives"][:0] = _gridengine_directives(profile, size)
     return settings
+
+
+def _gridengine_directives(profile: Profile, size: SizeClass) -> list[str]:
+    """What dask-jobqueue leaves out: memory, cores, that bash reads the script, and only once."""
+    memory = size.memory
+    if profile.memory_name.endswith("_vmem"):
+        memory += _ADDRESSES
+    wanted = [
+        "-r n",
+        "-S /bin/bash",
+        # Grid Engine counts it for each core.
+        f"-l {profile.memory_name}={_mebibytes(memory / size.cores)}M",
+        *([f"-pe {profile.parallel_environment} {size.cores}"] if size.cores > 1 else []),
+    ]
+    return [one for one in wanted if not any(text in one for text in profile.skip_directives)]
+
+
+def _mebibytes(number: float) -> int:
+    return math.ceil(number / 2**20)
 
 
 def _job_class(profile: Profile) -> type[Any]:

@@ -25,6 +25,7 @@ from pydantic import (
 
 Kind = Literal["local", "slurm", "pbs", "sge", "lsf", "oar", "htcondor", "moab"]
 
+_MEMORY = {"sge": "h_vmem", "oar": "memcore"}  # where a site may have another name for it
 _WORKER_BYTES = 100_000_000  # Python, NumPy, SciPy and Dask before any work
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -156,6 +157,10 @@ class Profile(_Table):
         A fast disk of the node, for the worker's scratch files.
     shared_directory : Path or None
         Where workers find the run's certificates; None is the run's own directory.
+    memory_resource : str or None
+        What Grid Engine or OAR calls the memory of a job, see `memory_name`. Others know no names.
+    parallel_environment : str or None
+        What Grid Engine hands out several cores by; required there if a class has more than one.
     extra_directives, skip_directives : tuple of str
         Lines to add to the header of the job script, without the prefix of the queue, and texts
         whose lines are left out of it.
@@ -185,6 +190,8 @@ class Profile(_Table):
     prologue: _Lines
     local_directory: _Path | None = None
     shared_directory: _Path | None = None
+    memory_resource: Annotated[str | None, Field(pattern=r"^\w+$")] = None
+    parallel_environment: _Word | None = None
     extra_directives: _Lines
     skip_directives: _Lines
     interface: _Word | None = None
@@ -201,11 +208,30 @@ class Profile(_Table):
         sizes = [c.up_to_N for c in self.classes]
         if sizes != sorted(set(sizes)):
             raise ValueError(f"[[classes]] must ascend in up_to_N; got {sizes}")
+        if self.memory_resource and self.kind not in _MEMORY:
+            raise ValueError(f"memory_resource is for kind = {' or '.join(_MEMORY)} only")
+        if self.parallel_environment and self.kind != "sge":
+            raise ValueError("parallel_environment is for kind = sge only")
+        several = [size.name for size in self.classes if size.cores > 1]
+        if self.kind == "sge" and several and not self.parallel_environment:
+            raise ValueError(
+                "Grid Engine hands out several cores by a parallel environment, whose name is the "
+                "site's own (`qconf -spl` lists them): parallel_environment must be one, as class "
+                f"{several[0]} has cores > 1"
+            )
         if self.kind == "htcondor" and self.partition:
             raise ValueError("HTCondor has no partitions: use extra_directives for requirements")
         if self.kind == "htcondor" and any("=" not in line for line in self.extra_directives):
             raise ValueError('extra_directives of HTCondor must be "key = value"')
         return self
+
+    @property
+    def memory_name(self) -> str:
+        """What the queue calls memory: by default h_vmem in Grid Engine, memcore in OAR.
+
+        h_vmem is what most sites hand out, and the only name that Grid Engine itself enforces.
+        """
+        return self.memory_resource or _MEMORY[self.kind]
 
     def class_for(self, N: int) -> SizeClass:
         """Return the smallest class that holds N.
@@ -283,7 +309,9 @@ def template(kind: str) -> str:
         raise ProfileError([f"kind must be one of {', '.join(get_args(Kind))}; got {kind!r}."])
     partition, directive = _EXAMPLES[kind]
     line = f'# partition = "{partition}"\n' if partition else ""
-    return _TEMPLATE.format(kind=kind, partition=line, directive=directive)
+    return _TEMPLATE.format(
+        kind=kind, partition=line, directive=directive, names=_NAMES.get(kind, "")
+    )
 
 
 # What the comments of the template show: a partition, an extra directive.
@@ -296,6 +324,16 @@ _EXAMPLES: Mapping[str, tuple[str, str]] = {
     "lsf": ("normal", "-x"),
     "oar": ("default", "-t besteffort"),
     "htcondor": ("", 'Requirements = (Arch == \\"X86_64\\")'),
+}
+
+# Names that a site may have changed.
+_NAMES: Mapping[str, str] = {
+    "sge": """\
+# memory_resource = "h_vmem"         # what memory is asked for by; others are mem_free, m_mem_free.
+#                                    # h_vmem counts addresses: 512 MiB are added to what is asked
+# parallel_environment = "smp"       # if a class has cores > 1; `qconf -spl` lists them
+""",
+    "oar": '# memory_resource = "memcore"        # property that tells the memory of a core\n',
 }
 
 _TEMPLATE = """\
@@ -317,7 +355,7 @@ prologue = [
 #                                    # default is beside the store. The run's certificates go there.
 # interface = "ib0"                  # network of driver and workers
 # extra_directives = ["{directive}"]
-# skip_directives = ["--mem="]       # header lines that this queue does not accept
+{names}# skip_directives = ["--mem="]       # header lines that this queue does not accept
 # early_deaths = 5                   # so many jobs may die young before the run stops
 
 # What the driver's own job asks for, if it is submitted: alphasweep submit SWEEP --on THIS_FILE

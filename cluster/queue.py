@@ -39,9 +39,10 @@ class Listed:
     name : str
     state : str
         In the words of SLURM, whatever the queue: "PENDING"; "COMPLETING" while what is over is
-        cleared away; "RUNNING" or any other word while the job holds a node.
+        cleared away; "ERROR" if it failed to start, and waits for ever; "RUNNING" or any other
+        word while the job holds a node.
     reason : str
-        Why it waits, in the words of its own queue; "" if that does not tell.
+        Why it waits, or what is wrong, in the words of its own queue; "" if that does not tell.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Queue(Protocol):
         """
 
     def ended(self, job: str) -> Ended:
-        """Say how a job ended; queues forget it after a while. Nothing is raised."""
+        """Say how a job ended; some queues know it late, others forget. Nothing is raised."""
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Cancel jobs by id, pending or running; one that is over already is fine too.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # distributed takes a second to load
     from distributed import Client
 
     from cluster.crew import Crew
+    from cluster.queue import Queue
     from pipeline.drive import Lane
 
 _SECONDS_PER_PART_QUEUED = 60.0
@@ -180,6 +181,7 @@ def submit(
     other_numbers: MixOption = False,
 ) -> None:
     """Let the driver itself be a job of SLURM, which resumes until all is done."""
+    from cluster.launch import record_queue
     from cluster.submit import driver_script
     from cluster.submit import submit as submit_job
 
@@ -194,6 +196,7 @@ def submit(
         command += ["--retry-failed"] * retry_failed + ["--other-numbers"] * other_numbers
         log = place.control / "driver.log"
         script = driver_script(placement.profile, command, log=log, job_name=_driver_name(place))
+        record_queue(_run_directory(place), placement.profile.kind)
         job = submit_job(script)
         replace_text(place.control / _SUBMITTED, job)
     say(
@@ -206,20 +209,19 @@ def submit(
 @app.command()
 def cancel(store: StoreArgument) -> None:
     """End the driver of a store and its workers; what was finished is kept."""
-    from cluster import slurm
     from cluster.launch import end
 
     place = Store(store)
     with _reported_errors():
         place.sweep()
-        queue = slurm if shutil.which("scancel") else None
+        queue = _queue_of(place)
         name, pid = _driver_name(place), place.holder_here()
         if queue and (jobs := queue.jobs(name)):
             queue.cancel(jobs)
         elif pid:
             os.kill(pid, signal.SIGTERM)
         elif driver := place.holder():
-            _fail(f"{place.path} is driven by {driver}; it is no job of SLURM: stop it there.")
+            _fail(f"{place.path} is driven by {driver}; it is no job: stop it there.")
         with place.lock(wait=True) as writer:
             end(_run_directory(place), queue=queue)
             writer.collect()
@@ -429,6 +431,18 @@ def _run_directory(store: Store) -> Path:
     return store.control / "cluster"
 
 
+def _queue_of(store: Store) -> Queue | None:
+    """Return the queue that has the jobs of a store, or had them last."""
+    from cluster import slurm
+    from cluster.launch import queue_of
+
+    if queue := queue_of(_run_directory(store)):
+        return queue
+    # Submitted by a version that kept no note of it, and not begun.
+    submitted = (store.control / _SUBMITTED).exists() and shutil.which("squeue")
+    return slurm if submitted else None
+
+
 def _driver_name(store: Store) -> str:
     from cluster.launch import driver_name
 
@@ -564,16 +578,15 @@ def _status(store: Store) -> dict[str, Any]:
 
 def _driver_job(store: Store) -> dict[str, str] | None:
     """Tell of the driver's own job, if it was submitted and is not over."""
-    if not (store.control / _SUBMITTED).exists() or not shutil.which("squeue"):
+    if not (store.control / _SUBMITTED).exists() or not (queue := _queue_of(store)):
         return None
     if not store.has_own_folder():
         return None
-    from cluster import slurm
     from cluster.queue import ClusterError
 
     job = (store.control / _SUBMITTED).read_text()
     try:
-        found = slurm.jobs("").get(job)
+        found = queue.jobs(_driver_name(store)).get(job)
     except ClusterError as error:
         return {"id": job, "state": "UNKNOWN", "reason": str(error)}
     return {"id": job, "state": found.state, "reason": found.reason} if found else None

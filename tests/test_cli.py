@@ -415,6 +415,22 @@ def test_a_second_driver_is_told_who_has_the_store(hold: Path) -> None:
     assert f"in use by process {first.pid} on" in second.stderr
 
 
+def test_cancel_asks_no_queue_that_the_run_is_not_in(
+    hold: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where SLURM's commands are installed, and no controller answers, a local run is cancelled."""
+    Path("bin").mkdir()
+    for program in ("squeue", "scancel"):
+        Path("bin", program).write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
+        Path("bin", program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    first = held()
+    done = alphasweep("cancel", "quick.zarr")
+    assert done.returncode == 0, done.stderr
+    said, _ = first.communicate()
+    assert first.returncode == 130, said
+
+
 def test_an_unwritable_store(here: Path) -> None:
     """A path below a file cannot be written, whoever asks: one clear line."""
     done = alphasweep("run", "tiny.toml", "--store", "tiny.toml/x.zarr")

@@ -37,13 +37,17 @@ QUEUES = {
         "#SBATCH --mem=3G", "#SBATCH -t 26:30:00", "#SBATCH --no-requeue", "#SBATCH a=b"],
     "pbs": ["#PBS -q long", "#PBS -A mine", "#PBS -l select=1:ncpus=2:mem=3072MB",
         "#PBS -l walltime=26:30:00", "#PBS a=b"],
-    "moab": ["#PBS -q long", "#PBS -A mine", "#PBS -l select=1:ncpus=2:mem=3072MB",
+    "moab": ["#PBS -q long", "#PBS -A mine", "#PBS -l nodes=1:ppn=2,mem=3072mb",
         "#PBS -l walltime=26:30:00", "#PBS a=b"],
-    "sge": ["#$ -q long", "#$ -P mine", "#$ -l h_rt=26:30:00", "#$ a=b"],
-    "lsf": ["#BSUB -q long", '#BSUB -P "mine"', "#BSUB -n 2", "#BSUB -W 26:30", "#BSUB a=b"],
+    "sge": ["#$ -q long", "#$ -P mine", "#$ -l h_rt=26:30:00", "#$ -l h_vmem=1792M",
+        "#$ -pe smp 2", "#$ -S /bin/bash", "#$ -r n", "#$ a=b"],
+    "lsf": ["#BSUB -q long", '#BSUB -P "mine"', "#BSUB -n 2", "#BSUB -M 3221226",
+        "#BSUB -W 26:30", "#BSUB a=b"],
     "oar": ["#OAR -q long", "#OAR --project mine", "#OAR -l /nodes=1/core=2,walltime=26:30:00",
-        "#OAR a=b"],
-    "htcondor": ["accounting_group = mine", "MY.DaskWorkerCores = 2", "a = b",
+        "#OAR -p memcore>=1536", "#OAR a=b"],
+    "htcondor": ["accounting_group = mine", "a = b",
+        "RequestCpus = MY.DaskWorkerCores", "MY.DaskWorkerCores = 2",
+        "RequestMemory = floor(MY.DaskWorkerMemory / 1048576)",
         "MY.DaskWorkerMemory = 3221225472",
         "periodic_remove = JobStatus == 2 && time() - EnteredCurrentStatus > 95400"],
 }  # fmt: skip
@@ -52,6 +56,8 @@ QUEUES = {
 def profile(kind: str, **changes: Any) -> Profile:
     """Return a profile with one class."""
     keys = {"kind": kind, "jobs": 4, "classes": [SIZE], "extra_directives": ["a=b"]}
+    if kind == "sge":
+        keys["parallel_environment"] = "smp"
     return Profile.model_validate(keys | changes)
 
 
@@ -105,6 +111,10 @@ def test_script_makes_no_files(tmp_path: Path) -> None:
 def test_choices_of_the_profile() -> None:
     """Directives can be left out, certificates kept elsewhere, and TLS switched off."""
     assert "#SBATCH --mem" not in script("slurm", skip_directives=["--mem="])
+    assert "h_vmem" not in script("sge", skip_directives=["-l h_vmem"])
+    assert "-l mem_free=1536M" in script("sge", memory_resource="mem_free")
+    assert "memcore" not in script("oar", skip_directives=["-p memcore"])
+    assert "-p mem_core>=1536" in script("oar", memory_resource="mem_core")
     assert "--tls-key /private/certificates-" in script("slurm", shared_directory="/private")
     plain = script("slurm", tls=False)
     assert "tcp://DRIVER:PORT" in plain

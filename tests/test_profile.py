@@ -158,3 +158,14 @@ def test_htcondor_is_different() -> None:
     """HTCondor has no partitions, and its directives are assignments."""
     assert "no partitions" in wrong(kind="htcondor", partition="p")
     assert "key = value" in wrong(kind="htcondor", extra_directives=["--x"])
+
+
+def test_names_that_only_a_site_knows() -> None:
+    """Several cores of Grid Engine need the name of a parallel environment; others have none."""
+    several = [SMALL | {"cores": 2}]
+    assert "qconf -spl" in wrong(kind="sge", classes=several)
+    assert Profile.model_validate(GOOD | {"kind": "sge"}).memory_name == "h_vmem"
+    Profile.model_validate(GOOD | {"kind": "sge", "classes": several, "parallel_environment": "x"})
+    assert "kind = sge only" in wrong(kind="slurm", parallel_environment="smp")
+    assert "kind = sge or oar only" in wrong(kind="slurm", memory_resource="h_vmem")
+    assert "should match" in wrong(kind="sge", memory_resource="h_vmem=3G")

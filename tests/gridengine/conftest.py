@@ -37,19 +37,20 @@ class GridEngine:
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout} {done.stderr}"
         return done.stdout
 
-    def jobs(self, *, name: str | None = None, state: str | None = None) -> list[str]:
-        """Return ids of jobs that wait or run, the oldest first."""
+    def jobs(self, *, name: str = "", state: str | None = None) -> list[str]:
+        """Return ids of jobs that wait or run, the oldest first; `name` is how theirs begins."""
         short = {"PENDING": "qw", "RUNNING": "r", None: None}[state]
         listed = ElementTree.fromstring(self.do("qstat", "-xml", "-u", "*")).iter("job_list")
         found = [
             int(job.findtext("JB_job_number", ""))
             for job in listed
-            if name in (None, job.findtext("JB_name")) and short in (None, job.findtext("state"))
+            if job.findtext("JB_name", "").startswith(name)
+            and short in (None, job.findtext("state"))
         ]
         return [str(id_) for id_ in sorted(found)]
 
     def cancel(self, *, name: str) -> None:
-        """Delete all jobs of a name."""
+        """Delete all jobs whose name begins so."""
         if jobs := self.jobs(name=name):
             subprocess.run(["qdel", *jobs], capture_output=True)  # some may be over by now
 

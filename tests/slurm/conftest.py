@@ -29,6 +29,8 @@ def _missing() -> str:
 class Slurm:
     """A running SLURM: what a user and an administrator would type."""
 
+    kind = "slurm"
+
     def do(self, *words: str) -> str:
         """Run a command, and return what it printed."""
         done = subprocess.run(words, capture_output=True, text=True)
@@ -45,6 +47,11 @@ class Slurm:
         shown = (line.split()[1:] for line in lines if line.startswith("@ "))  # see `write`
         found = [int(id_) for id_, s, n in shown if n.startswith(name) and state in (None, s)]
         return [str(id_) for id_ in sorted(found)]
+
+    def cancel(self, *, name: str) -> None:
+        """Cancel all jobs whose name begins so."""
+        for job in self.jobs(name=name):
+            self.do("scancel", "--quiet", job)
 
     def shows(self, job: str) -> dict[str, str]:
         """Return what scontrol says of a job, by field."""

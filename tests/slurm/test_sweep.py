@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +26,9 @@ from pipeline.spec import load
 from pipeline.store import Store
 from tests.conftest import bits, fill, parts_of
 from tests.slurm.conftest import Slurm, until
+
+if TYPE_CHECKING:
+    from tests.gridengine.conftest import GridEngine
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
 ROOT = Path(__file__).parents[2]
@@ -86,8 +89,8 @@ if "distributed.cli.dask_worker" in sys.orig_argv:
 class Desk:
     """A folder with a sweep and a cluster file, and one who types commands in it."""
 
-    def __init__(self, slurm: Slurm, folder: Path) -> None:
-        self.slurm, self.folder = slurm, folder
+    def __init__(self, queue: Slurm | GridEngine, folder: Path) -> None:
+        self.queue, self.folder = queue, folder
         self.store = Store(folder / "tiny.zarr")
         self.started: dict[subprocess.Popen[str], Path] = {}
         self._patch = folder / "patch"
@@ -107,7 +110,7 @@ class Desk:
         self._patch.mkdir(exist_ok=True)
         (self._patch / "sitecustomize.py").write_text(PATCH.format(extra=extra))
         lines = [f"export PYTHONPATH={self._patch}:$PYTHONPATH", *prologue]
-        keys = {"kind": "slurm", "jobs": 3, "prologue": lines} | keys
+        keys = {"kind": self.queue.kind, "jobs": 3, "prologue": lines} | keys
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
         driver = {"memory": "500 MB", "walltime": driver_walltime}
         for title, table in (("[driver]", driver), *(("[[classes]]", size) for size in classes)):
@@ -200,7 +203,7 @@ class Desk:
         """Wait until so many worker jobs run, and return them."""
 
         def running() -> list[str] | None:
-            jobs = self.slurm.jobs(name=self.names[0], state="RUNNING")
+            jobs = self.queue.jobs(name=self.names[0], state="RUNNING")
             return jobs if len(jobs) >= number else None
 
         found: list[str] = until(running, what=f"{number} running jobs")
@@ -209,7 +212,7 @@ class Desk:
     def leaves_nothing(self) -> None:
         """Claim that there is no job, no certificate and no process of the sweep."""
         until(
-            lambda: not any(self.slurm.jobs(name=name) for name in self.names),
+            lambda: not any(self.queue.jobs(name=name) for name in self.names),
             what="an empty queue",
         )
         until(lambda: not self._processes(), what="the end of all processes")
@@ -240,8 +243,7 @@ class Desk:
             process.kill()
             process.wait()
         for name in self.names:
-            for job in self.slurm.jobs(name=name):
-                self.slurm.do("scancel", "--quiet", job)
+            self.queue.cancel(name=name)
 
 
 @pytest.fixture
@@ -423,7 +425,7 @@ def test_broken_prologue(slurm: Slurm, desk: Desk) -> None:
     assert len(list((desk.store.control / "cluster" / "logs").glob("*.err"))) <= 4
 
 
-def test_part_that_needs_too_much_memory(desk: Desk) -> None:
+def test_part_that_needs_too_much_memory(slurm: Slurm, desk: Desk) -> None:
     """It is named, tried once more with more memory, then failed; the rest is done."""
     greedy = "if (alpha, N, seed) == (2.0, 8, 3): eaten = bytearray(700 << 20); time.sleep(600)"
     desk.cluster(extra=greedy, classes=(SMALL | {"up_to_N": 12}, LARGE | {"up_to_N": 24}))
@@ -435,7 +437,7 @@ def test_part_that_needs_too_much_memory(desk: Desk) -> None:
     (failure,) = desk.store.failures()
     assert failure["attempts"] == 2
     last = re.findall(r"of the last, (\d+)", failure["error"])[0]
-    assert desk.slurm.shows(last)["MinMemoryNode"] == "477M"  # of LARGE
+    assert slurm.shows(last)["MinMemoryNode"] == "477M"  # of LARGE
     desk.cluster()
     desk.type("run", "tiny.zarr", "--retry-failed")
     desk.is_complete()
