@@ -341,12 +341,13 @@ def queue_of(run_directory: Path) -> Queue | None:
 
 
 def end(run_directory: Path, *, queue: Queue | None) -> None:
-    """Remove what drivers that are gone left: jobs in the queue, certificates.
+    """Remove what drivers that are gone left: jobs, also those of the next driver; certificates.
 
     Certificates in a `shared_directory` are removed by the next `launch`.
     """
     directory = run_directory.resolve()
     if queue:
+        _end_jobs(queue, driver_name(directory))
         _end_jobs(queue, job_name(directory))
     _remove_certificates(directory, directory)
 

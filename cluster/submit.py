@@ -1,4 +1,4 @@
-"""The driver itself as a batch job of SLURM, which is put back into the queue before its walltime.
+"""The driver itself as a batch job of SLURM, which goes back into the queue before its walltime.
 
 A driver on a login node ends with the session, or with the patience of the administrators.
 """
@@ -21,6 +21,7 @@ def driver_script(
     driver: list[str],
     *,
     log: Path,
+    record: Path,
     job_name: str,
     notice: int = 120,
 ) -> str:
@@ -28,7 +29,8 @@ def driver_script(
 
     Before its walltime, or when it is preempted, the driver gets SIGUSR1. If it then ends with
     `REQUEUE_STATUS`, the job goes back into the queue and the same command runs again; it has to
-    resume. With any other status the job is over. SIGTERM is forwarded too.
+    resume. Where SLURM does not requeue jobs, another job of the same name and script goes on after
+    this one. With any other status the job is over. SIGTERM is forwarded too.
 
     Parameters
     ----------
@@ -39,8 +41,10 @@ def driver_script(
         The driver and its arguments.
     log : Path
         Of all generations of the job, one after the other.
+    record : Path
+        A file for the id of the job that goes on, if it is another one.
     job_name : str
-        Not that of the workers, see `launch.job_name`.
+        Of the driver of this run alone, see `launch.driver_name`.
     notice : int
         Seconds before its walltime at which the driver is told, at most a quarter of it; SLURM may
         do so a minute earlier.
@@ -77,11 +81,17 @@ def driver_script(
     header = "\n".join(f"#SBATCH {d}" for d in [*kept, *profile.extra_directives])
     prologue = "\n".join(profile.prologue)
     return _SCRIPT.format(
-        header=header, prologue=prologue, command=shlex.join(driver), again=REQUEUE_STATUS
+        header=header,
+        prologue=prologue,
+        command=shlex.join(driver),
+        again=REQUEUE_STATUS,
+        name=job_name,
+        record=shlex.quote(str(record)),
     )
 
 
 # The shell waits in `wait`, which a signal interrupts; the last one tells how the driver ended.
+# Some sites let SLURM's commands print notices, too: an id has a mark, or a line of its own.
 _SCRIPT = """\
 #!/usr/bin/env bash
 {header}
@@ -94,8 +104,20 @@ while kill -0 $driver 2>/dev/null; do wait $driver; done
 wait $driver
 status=$?
 if [ $status -ne {again} ]; then exit $status; fi
+# Where jobs are not requeued, another goes on after this one. If there is one already, an answer of
+# sbatch was lost.
+hand_over() {{
+  next=$(squeue -h -u $(id -u) -n {name} -t PD,R -o job=%A | sed -n 's/^job=//p' |
+    grep -vx $SLURM_JOB_ID | tail -n 1)
+  [ "$next" ] || next=$(sbatch --parsable --dependency=afterany:$SLURM_JOB_ID "$0" |
+    grep -xE '[0-9]+(;.*)?' | tail -n 1)
+  next=${{next%%;*}}
+  [ "$next" ] || return 1
+  echo $next >{record}.new && mv {record}.new {record}
+  echo "alphasweep: SLURM does not put this job back into the queue: job $next goes on after it."
+}}
 # SLURM's controller may be busy or away for a moment; the walltime is the limit.
-until scontrol requeue $SLURM_JOB_ID; do sleep 5; done
+until scontrol requeue $SLURM_JOB_ID || hand_over; do sleep 5; done
 """
 
 
@@ -105,6 +127,6 @@ def submit(script: str) -> str:
     Raises
     ------
     ClusterError
-        If there is no sbatch, or if it refuses.
+        If there is no sbatch, if it refuses, or if it does not say the id.
     """
     return job_id(slurm.SUBMITTED, command("sbatch", "--parsable", script=script))

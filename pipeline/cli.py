@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # distributed takes a second to load
 
 _SECONDS_PER_PART_QUEUED = 60.0
 _SUBMITTED = "driver.job"  # beside the store: the id of the job of a submitted driver
+_HOW_OVER = {"PENDING": 1, "COMPLETING": 2}  # of the jobs of one driver, the first is shown
 _REQUEUE_STATUS = 75  # EX_TEMPFAIL; cluster.submit's script then puts the job back
 # What has to be the same on driver and workers, or numbers or messages would not be.
 _SAME_VERSIONS = ("alphasweep", "numpy", "scipy", "distributed", "dask", "cloudpickle")
@@ -195,7 +196,13 @@ def submit(
         command += ["--on", str(on.absolute()), "--part-seconds", str(seconds)]
         command += ["--retry-failed"] * retry_failed + ["--other-numbers"] * other_numbers
         log = place.control / "driver.log"
-        script = driver_script(placement.profile, command, log=log, job_name=_driver_name(place))
+        script = driver_script(
+            placement.profile,
+            command,
+            log=log,
+            record=place.control / _SUBMITTED,
+            job_name=_driver_name(place),
+        )
         record_queue(_run_directory(place), placement.profile.kind)
         job = submit_job(script)
         replace_text(place.control / _SUBMITTED, job)
@@ -222,9 +229,17 @@ def cancel(store: StoreArgument) -> None:
             os.kill(pid, signal.SIGTERM)
         elif driver := place.holder():
             _fail(f"{place.path} is driven by {driver}; it is no job: stop it there.")
-        with place.lock(wait=True) as writer:
+        try:
+            with place.lock(wait=True) as writer:
+                end(_run_directory(place), queue=queue)
+                writer.collect()
+        except OSError as error:  # a full disk, say: what costs core-hours ends all the same
             end(_run_directory(place), queue=queue)
-            writer.collect()
+            _fail(
+                f"the driver and the workers of {place.path} are ended, but the store must be "
+                f"writable to commit what they had finished; got: {error.strerror or error}. That "
+                "is kept: make room, and run again."
+            )
     terminal.show_status(_status(place))
 
 
@@ -584,12 +599,15 @@ def _driver_job(store: Store) -> dict[str, str] | None:
         return None
     from cluster.queue import ClusterError
 
-    job = (store.control / _SUBMITTED).read_text()
     try:
-        found = queue.jobs(_driver_name(store)).get(job)
+        jobs = queue.jobs(_driver_name(store))
     except ClusterError as error:
-        return {"id": job, "state": "UNKNOWN", "reason": str(error)}
-    return {"id": job, "state": found.state, "reason": found.reason} if found else None
+        last = (store.control / _SUBMITTED).read_text().strip()
+        return {"id": last, "state": "UNKNOWN", "reason": str(error)}
+    # One that ends may have submitted the next, which waits for that.
+    for job, found in sorted(jobs.items(), key=lambda each: _HOW_OVER.get(each[1].state, 0)):
+        return {"id": job, "state": found.state, "reason": found.reason}
+    return None
 
 
 def _efficiency(said: dict[str, Any]) -> float | None:

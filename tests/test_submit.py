@@ -26,22 +26,29 @@ def script(folder: Path, code: str, **changes: Any) -> str:
         profile,
         [sys.executable, "-c", code],
         log=folder / "driver.log",
+        record=folder / "driver.job",
         job_name="driver",
         notice=90,
     )
 
 
 def run(
-    folder: Path, code: str, send: int | None = None, answer: str = ""
+    folder: Path, code: str, send: int | None = None, **answers: str
 ) -> tuple[int, str, list[str]]:
-    """Run a script without SLURM; return its status, its output, and what scontrol was asked."""
+    """Run a script without SLURM; return its status, its output, and what SLURM was asked.
+
+    `answers` are lines of shell by the command of SLURM; without one, it prints nothing.
+    """
     asked = folder / "asked"
     asked.touch()
-    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{answer}\nexit 0\n')
-    (folder / "scontrol").chmod(0o755)
+    for name in ("scontrol", "squeue", "sbatch"):
+        lines = f'echo "{name} $@" >> {asked}\n{answers.get(name, "")}\n'
+        (folder / name).write_text(f"#!/bin/sh\n{lines}")
+        (folder / name).chmod(0o755)
+    (folder / "slurm_script").write_text(script(folder, code))
     path = f"{folder}:/usr/bin:/bin"
     with subprocess.Popen(
-        ["bash", "-c", script(folder, code)],
+        ["bash", folder / "slurm_script"],
         env={"PATH": path, "SLURM_JOB_ID": "7"},
         stdout=subprocess.PIPE,
         text=True,
@@ -79,22 +86,69 @@ def test_end(status: int, tmp_path: Path) -> None:
     assert run(tmp_path, f"print('on'); exit({status})") == (status, "on\n", [])
 
 
+MORE = f"print('on'); exit({REQUEUE_STATUS})"
+FORBIDDEN = "echo Requested operation is presently disabled for job $2 >&2; exit 1"
+
+
 def test_more_to_do(tmp_path: Path) -> None:
     """A driver that has more to do is put back into the queue."""
-    status, _, asked = run(tmp_path, f"print('on'); exit({REQUEUE_STATUS})")
-    assert (status, asked) == (0, ["requeue 7"])
+    status, _, asked = run(tmp_path, MORE)
+    assert (status, asked) == (0, ["scontrol requeue 7"])
+    assert not (tmp_path / "driver.job").exists()
 
 
 def test_a_controller_that_is_away(tmp_path: Path) -> None:
     """A driver is put back into the queue when SLURM's controller answers again."""
     down = tmp_path / "down"
     down.touch()
-    status, _, asked = run(
+    away = f"test ! -e {down} || exit 1"
+    back = f"rm {down}; exit 1"  # too late for this question
+    status, _, asked = run(tmp_path, MORE, scontrol=away, squeue=away, sbatch=back)
+    assert status == 0
+    assert [line.split()[0] for line in asked] == ["scontrol", "squeue", "sbatch", "scontrol"]
+
+
+NOTICES = "echo 12 nodes are down from 2026-12-01; echo; "
+
+
+@pytest.mark.parametrize("answer", ["8", "8;north"])
+def test_where_requeue_is_forbidden(answer: str, tmp_path: Path) -> None:
+    """The same script is submitted once, to go on after this job, and its id is written down."""
+    answer = f"{NOTICES} echo '{answer}'; echo Have a nice day"
+    status, said, asked = run(tmp_path, MORE, scontrol=FORBIDDEN, squeue=NOTICES, sbatch=answer)
+    assert status == 0
+    assert asked[::2] == [
+        "scontrol requeue 7",
+        f"sbatch --parsable --dependency=afterany:7 {tmp_path}/slurm_script",
+    ]
+    assert len(asked) == 3
+    assert (tmp_path / "driver.job").read_text() == "8\n"
+    assert "SLURM does not put this job back into the queue: job 8 goes on after it.\n" in said
+
+
+def test_an_answer_that_was_lost(tmp_path: Path) -> None:
+    """A job that was submitted without our knowing of it goes on: there is no third one."""
+    there = tmp_path / "there"
+    status, said, asked = run(
         tmp_path,
-        f"print('on'); exit({REQUEUE_STATUS})",
-        answer=f"test -e {down} && rm {down} && exit 1",
+        MORE,
+        scontrol=FORBIDDEN,
+        squeue=f"{NOTICES} echo job=7; if test -e {there}; then echo job=8; fi",
+        sbatch=f"touch {there}; echo Socket timed out on send/recv operation >&2; exit 1",
     )
-    assert (status, asked) == (0, ["requeue 7", "requeue 7"])
+    assert status == 0
+    assert len([line for line in asked if line.startswith("sbatch")]) == 1
+    assert "-n driver -t PD,R" in asked[1]  # not one that is being cleared away
+    assert "job 8 goes on" in said
+    assert (tmp_path / "driver.job").read_text() == "8\n"
+
+
+def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
+    """On a full disk, too, the driver hands over, once."""
+    (tmp_path / "driver.job.new").mkdir()
+    status, said, asked = run(tmp_path, MORE, scontrol=FORBIDDEN, sbatch="echo 8")
+    assert (status, len(asked)) == (0, 3)
+    assert "job 8 goes on" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -121,10 +175,24 @@ def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         submit("#!/bin/sh\n")
 
 
+def sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    """Let sbatch be a shell script."""
+    (folder / "sbatch").write_text(f"#!/bin/sh\n{lines}\n")
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
 def test_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When sbatch refuses, the error has its words."""
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho Invalid account >&2; exit 1\n")
-    (tmp_path / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    sbatch(tmp_path, monkeypatch, "echo Invalid account >&2; exit 1")
     with pytest.raises(ClusterError, match=r"`sbatch --parsable`.*ended with 1: Invalid account"):
+        submit("#!/bin/sh\n")
+
+
+def test_notices_of_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither digits in a notice nor the name of a cluster are taken for the id of the job."""
+    sbatch(tmp_path, monkeypatch, f"{NOTICES} echo '8;north'; echo 3 projects end soon")
+    assert submit("#!/bin/sh\n") == "8"
+    sbatch(tmp_path, monkeypatch, NOTICES)
+    with pytest.raises(ClusterError, match=r"must tell the id.*12 nodes are down"):
         submit("#!/bin/sh\n")

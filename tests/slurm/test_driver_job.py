@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +30,13 @@ if len(runs.read_text()) < 3:
 """
 
 
-def script(folder: Path, arguments: list[str]) -> str:
+def script(folder: Path, arguments: list[str], **changes: Any) -> str:
     """Return the job of a driver that is told to stop twice, and is through in its third run."""
     return driver_script(
-        profile(driver={"memory": "200 MB", "walltime": "10 min"}),
+        profile(driver={"memory": "200 MB", "walltime": "10 min"}, **changes),
         [sys.executable, "-c", DRIVER, *arguments],
         log=folder / "log",
+        record=folder / "job",
         job_name="driver",
     )
 
@@ -61,6 +64,39 @@ def test_driver_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
     said = [line for line in log.read_text().splitlines() if line.startswith(("run", "told"))]
     assert said == ["run 1", "told SIGUSR1", "run 2", "told SIGUSR1", "run 3"]
     assert slurm.shows(job)["Restarts"] == "2"
+
+
+def test_driver_that_may_not_be_requeued(slurm: Slurm, tmp_path: Path) -> None:
+    """SLURM's own refusal: each generation submits the next, once, which begins when it has ended.
+
+    SLURM says the same of every job where the administrators set JobRequeue = 0 or undo --requeue.
+    """
+    log, record = tmp_path / "log", tmp_path / "job"
+    never = {"extra_directives": ["--no-requeue"]}
+    jobs = [submit(script(tmp_path, [str(tmp_path / "runs")], **never))]
+    for run in (1, 2):
+        until(
+            lambda run=run: log.exists() and log.read_text().count("run ") == run,
+            what=f"run {run}",
+        )
+        slurm.do("scancel", "--batch", "--signal=USR1", jobs[-1])
+        until(lambda: state(jobs[-1]) == "COMPLETED", what="the end of the job")
+        jobs.append(record.read_text().strip())
+    until(lambda: state(jobs[-1]) == "COMPLETED", what="the end of the job")
+    assert len(set(jobs)) == 3
+    words = ("run", "told", "Requested", "alphasweep")
+    said = [line for line in log.read_text().splitlines() if line.startswith(words)]
+    assert said == [
+        line
+        for run, (job, next_) in enumerate(pairwise(jobs), 1)
+        for line in (
+            f"run {run}",
+            "told SIGUSR1",
+            f"Requested operation is presently disabled for job {job}",
+            f"alphasweep: SLURM does not put this job back into the queue: job {next_} goes on "
+            "after it.",
+        )
+    ] + ["run 3"]
 
 
 def test_cancelled_driver(slurm: Slurm, tmp_path: Path) -> None:

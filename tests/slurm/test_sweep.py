@@ -509,6 +509,28 @@ def test_submitted_driver(slurm: Slurm, desk: Desk) -> None:
     desk.is_complete()
 
 
+def test_driver_that_may_not_be_requeued(slurm: Slurm, desk: Desk) -> None:
+    """Another job goes on after it; `status` and `cancel` know that one."""
+    desk.cluster(extra_directives=("--no-requeue",))
+    desk.hold()
+    job = desk.submit()
+    desk.computes()
+    slurm.do("scancel", "--batch", "--signal=USR1", job)
+    next_ = until(
+        lambda: re.findall(r"job (\d+) goes on", (desk.store.control / "driver.log").read_text()),
+        what="a job that goes on",
+    )
+    assert slurm.jobs(name=desk.names[1])[-1:] == next_ != [job]
+    desk.computes()
+    assert desk.status()["driver_job"]["id"] == next_[0]
+    desk.type("cancel", "tiny.zarr")
+    until(lambda: state_of(slurm, next_[0]) == "CANCELLED", what="the end of its job")
+    desk.leaves_nothing()
+    desk.let_go()
+    desk.ends(desk.run())
+    desk.is_complete()
+
+
 def test_killed_submitted_driver(slurm: Slurm, desk: Desk) -> None:
     """A driver that is killed in its job ends the job; submitted again, it goes on."""
     desk.cluster()
