@@ -18,21 +18,22 @@ from typing import Any, cast
 from distributed import Client, Scheduler, SchedulerPlugin
 
 from cluster.profile import SizeClass
-from cluster.queue import ClusterError, Ended, Listed, Queue
+from cluster.queue import OVER, Answer, ClusterError, Ended, Listed
 
+_UNLISTED_SECONDS = 120.0  # that a queue may take to list a job which it has accepted
 _LOST_SECONDS = 15.0  # after that, a worker that left although its job goes on does not come back
 _YOUNG_SECONDS = 60.0
 _JOBS_AT_ONCE = 50  # submitted between two looks at the queue, which serves others too
 _LONGEST_PAUSE = 60.0  # between two attempts to submit, in seconds
 _LOG_LINES = 20
+_ALIVE = ("PENDING", "RUNNING")
+_ABSENCES = 2  # answers in a row that do not list a job
 # A job that still runs although its worker is gone: its node is cut off, or dead.
 _NOT_ITS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "RUNNING")
 
 # What is cleared away, and what never starts.
-_OVER = ("COMPLETING", "ERROR")
+_GONE = ("COMPLETING", "ERROR")
 _TOLD_SECONDS = 60.0  # after that, a queue that has not said how a job ended will not say it
-
-Listing = Mapping[str, Listed]
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,32 @@ class Fleet:
         self._core_seconds = 0.0
         self._looked = time.monotonic()
 
-    def submitted(self) -> dict[str, str]:
-        """Return the names of the workers by the id of their job."""
-        return {}
+    @property
+    def submitting(self) -> bool:
+        """Whether a job may be in the queue whose id is not known yet."""
+        return False
 
-    def supervise(self, jobs: Mapping[str, str], listed: Listing | None) -> None:
+    def knows(self, job: str) -> bool:
+        """Whether a job is, or was, of this fleet."""
+        return False
+
+    def doubtful(self, listed: Mapping[str, Listed]) -> list[str]:
+        """Return the jobs about which the queue is to be asked one by one; from any thread.
+
+        Parameters
+        ----------
+        listed : mapping
+            What it listed just now.
+        """
+        return []
+
+    def supervise(self, answer: Answer | None) -> None:
         """Replace what is gone.
 
         Parameters
         ----------
-        jobs : mapping
-            What `submitted` returned before the queue was asked.
-        listed : mapping or None
-            What the queue answered; None if there is no way to ask it.
+        answer : Answer or None
+            A new one of the queue; None if there is no way to ask it.
         """
         self._count(running=len(self.scheduler.workers), pending=Counter())
 
@@ -131,15 +145,15 @@ class QueueFleet(Fleet):
 
     Parameters
     ----------
-    queue : Queue or None
-        None if there is no way to ask it.
     early_deaths : int
         See `launch.Cluster.check`.
     logs : Path
         Where jobs write; the names of their files contain their id.
+    submitting : set
+        Names of workers whose job is being submitted.
     submitted, refused : dict
         Names of workers by the id of their job, and the queue's words by the name of a worker
-        whose job it refused. The event loop adds to them, see `launch`.
+        whose job it refused. The event loop adds to all three, see `launch`.
     """
 
     def __init__(
@@ -148,18 +162,19 @@ class QueueFleet(Fleet):
         jobs: int,
         client: Client,
         *,
-        queue: Queue | None,
         early_deaths: int,
         logs: Path,
+        submitting: set[str],
         submitted: dict[str, str],
         refused: dict[str, str],
     ) -> None:
         super().__init__(size, jobs, client)
-        self._queue, self._early_deaths, self._logs = queue, early_deaths, logs
-        self._submitted, self._refused = submitted, refused
+        self._early_deaths, self._logs = early_deaths, logs
+        self._submitting, self._submitted, self._refused = submitting, submitted, refused
+        self._former: set[str] = set()
         self._running = 0
         self._retiring: set[str] = set()
-        self._accepted: set[str] = set()
+        self._records: dict[str, _Record] = {}
         self._dying: dict[str, _Life] = {}
         self._young = self._refusals = 0
         self._not_before = 0.0
@@ -167,30 +182,47 @@ class QueueFleet(Fleet):
         self.scheduler.loop.add_callback(self.scheduler.add_plugin, self._ledger)
         self._submit(replacing=[])
 
-    def submitted(self) -> dict[str, str]:
-        """Return the names of the workers by the id of their job."""
-        return dict(self._submitted)
+    @property
+    def submitting(self) -> bool:
+        """See `Fleet.submitting`."""
+        return bool(self._submitting)
 
-    def supervise(self, jobs: Mapping[str, str], listed: Listing | None) -> None:
+    def knows(self, job: str) -> bool:
+        """See `Fleet.knows`."""
+        return job in self._submitted or job in self._former
+
+    def doubtful(self, listed: Mapping[str, Listed]) -> list[str]:
+        """See `Fleet.doubtful`: jobs that have no worker and are not listed as they should be."""
+        doubtful = [
+            job
+            for job, name in self._submitted.copy().items()
+            if not self._ledger.has(name)
+            and (job not in listed or listed[job].state not in _ALIVE or self._ledger.lost(name))
+        ]
+        return [*self._dying.copy(), *doubtful]
+
+    def supervise(self, answer: Answer | None) -> None:
         """Replace what is gone; see `Fleet.supervise`."""
-        gone = {job: name for job, name in jobs.items() if self._is_gone(job, name, listed)}
-        if listed is None:
-            running = len(self.scheduler.workers)
-            pending = +Counter({"unknown": len(jobs) - len(gone) - running})
-        else:
-            there = [listed[job] for job in jobs if job not in gone]
-            pending = Counter(job.reason for job in there if job.state == "PENDING")
-            running = len(there) - pending.total()
+        jobs = self._submitted.copy()
+        news = jobs.keys() - self._records.keys()
+        self._records |= {job: _Record(time.monotonic()) for job in news}
+        gone = {job: name for job, name in jobs.items() if self._is_gone(job, name, answer)}
+        pending = Counter(
+            self._reason(job, answer)
+            for job, name in jobs.items()
+            if job not in gone and not self._ledger.has(name)
+        )
+        pending.pop("", None)  # of those that have begun
+        running = len(jobs) - len(gone) - pending.total()
         self._count(running=running, pending=pending)
         for job, name in gone.items():
             self._give_up(job, name)
-        blamed = [self._judge(job) for job in list(self._dying)]
+        blamed = [self._judge(job, answer) for job in list(self._dying)]
         refused = {name: self._refused.pop(name) for name in list(self._refused)}
         if refused:
             self._refusals += 1
-        elif jobs.keys() - self._accepted:
+        elif news:
             self._refusals = 0
-        self._accepted = set(jobs)
         self._stop_if_hopeless(list(refused.values()))
         if refused or any(blamed):
             troubles = max(self._refusals, self._young)
@@ -202,14 +234,38 @@ class QueueFleet(Fleet):
         self._retiring.add(str(self.scheduler.workers[worker].name))
         super().retire(worker)
 
-    def _is_gone(self, job: str, name: str, listed: Listing | None) -> bool:
-        if listed is not None and (job not in listed or listed[job].state in _OVER):
+    def _is_gone(self, job: str, name: str, answer: Answer | None) -> bool:
+        """Judge by what is sure: a connection before the queue, which may tell of minutes ago."""
+        record = self._records[job]
+        if self._ledger.has(name):
+            record.absences = 0
+            return False
+        if self._ledger.lost(name, seconds=_LOST_SECONDS):
             return True
-        left = self._ledger.lives[name].left if name in self._ledger.lives else None
-        return left is not None and time.monotonic() - left > _LOST_SECONDS
+        if answer is None:
+            return False
+        listed, end = answer.jobs.get(job), answer.ends.get(job, Ended())
+        if end.state in OVER or (listed and listed.state in _GONE):
+            return True
+        if listed or end.state:
+            record.seen, record.absences = True, 0
+            return False
+        # Not listed, and nobody knows how it ended. To be believed of a job that was listed, if it
+        # is said twice; or of one that must have been by now.
+        record.absences += 1
+        known = record.seen or answer.asked - record.since > _UNLISTED_SECONDS
+        return known and record.absences >= _ABSENCES
+
+    def _reason(self, job: str, answer: Answer | None) -> str:
+        """Say why a job waits; "" if it does not."""
+        listed = answer.jobs.get(job) if answer else None
+        if listed is None:
+            return "unknown"
+        return listed.reason if listed.state == "PENDING" else ""
 
     def _give_up(self, job: str, name: str) -> None:
-        del self._submitted[job]
+        del self._submitted[job], self._records[job]
+        self._former.add(job)
         life = self._ledger.lives.pop(name, _Life())
         life.left = life.left or time.monotonic()
         if name in self._retiring:
@@ -217,11 +273,12 @@ class QueueFleet(Fleet):
         else:
             self._dying[job] = life
 
-    def _judge(self, job: str) -> bool:
+    def _judge(self, job: str, answer: Answer | None) -> bool:
         """Record how a job ended, as soon as the queue knows; return whether it died young."""
-        end = self._queue.ended(job) if self._queue else Ended()
-        told_late = self._queue is not None and not end.state and _undecided(self._dying[job])
-        if end.state == "COMPLETING" or told_late:
+        end = answer.ends.get(job) if answer else Ended()
+        if end is None or end.state == "COMPLETING":
+            return False
+        if answer and not end.state and _undecided(self._dying[job]):
             return False
         life = self._dying.pop(job)
         assert life.left is not None
@@ -290,6 +347,15 @@ class QueueFleet(Fleet):
 
 
 @dataclass
+class _Record:
+    """What the queue told of a job that is wanted: since when, by the monotonic clock."""
+
+    since: float
+    seen: bool = False
+    absences: int = 0
+
+
+@dataclass
 class _Life:
     """Of a worker; times by the monotonic clock, in seconds."""
 
@@ -310,6 +376,15 @@ class _Ledger(SchedulerPlugin):
     def __init__(self) -> None:
         self.lives: dict[str, _Life] = {}
         self._at: dict[str, _Life] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether a worker is connected."""
+        return name in self.lives and self.lives[name].left is None
+
+    def lost(self, name: str, *, seconds: float = 0.0) -> bool:
+        """Whether a worker left, and has been gone for so long."""
+        left = self.lives[name].left if name in self.lives else None
+        return left is not None and time.monotonic() - left >= seconds
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         life = self._at[worker] = _Life(worker, joined=time.monotonic())

@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -28,7 +28,7 @@ from cluster import gridengine, slurm
 from cluster.admission import missing_interface
 from cluster.fleet import Death, Fleet, QueueFleet
 from cluster.profile import Profile, SizeClass
-from cluster.queue import ClusterError, Queue, command, job_id
+from cluster.queue import OVER, Answer, ClusterError, Queue, command, job_id
 
 QUEUES: Mapping[str, Queue] = {"slurm": slurm, "sge": gridengine}
 """By the kind of a profile. Of another queue's jobs only those are known whose worker is there."""
@@ -87,6 +87,7 @@ _COMMANDS = ThreadPoolExecutor(8, "queue")  # of its own, as connections need th
 # 270 MB were measured, most of them addresses for the heap of each thread.
 _ADDRESSES = 512 * 2**20
 _POLL_SECONDS = 3.0  # between two looks at the queue
+_ENDS_AT_ONCE = 50  # jobs that the queue is asked about in one look: each takes a command
 _CLOSE_SECONDS = 60.0
 _RECORD = "queue"  # in the directory of a run: the kind of the queue that has its jobs
 
@@ -149,6 +150,11 @@ class Cluster:
     ) -> None:
         self._fleets, self._queue, self._prefix = fleets, queue, prefix
         self._next = 0.0
+        # The queue is asked beside the driver's own work: it may take its time.
+        self._asker = ThreadPoolExecutor(1, "ask")
+        self._asking: Future[Answer] | None = None
+        self._answered = time.monotonic()
+        self._strangers: set[str] = set()
 
     @property
     def deaths(self) -> list[Death]:
@@ -182,7 +188,8 @@ class Cluster:
         """Replace jobs that are gone. To be called every second or so; most calls do nothing.
 
         A job is gone when it ended, when the queue refused it, or when its worker left and did not
-        come back. While the queue does not answer, nothing is done.
+        come back; but not while its worker is connected, whatever the queue says. The queue is
+        asked in another thread. While it does not answer, nothing is done.
 
         Raises
         ------
@@ -193,19 +200,35 @@ class Cluster:
             something makes up for one. Also if a class has no job, and the queue refused as many
             attempts in a row.
         """
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + _POLL_SECONDS
-        # Before the queue is asked: a job that is submitted meanwhile is not missing.
-        submitted = [(fleet, fleet.submitted()) for fleet in self._fleets.values()]
-        listed = None
-        if self._queue:
+        now = time.monotonic()
+        if self._asking and self._asking.done():
+            asking, self._asking = self._asking, None
             try:
-                listed = self._queue.jobs(self._prefix)
+                answer = asking.result()
             except ClusterError:
                 return
-        for fleet, jobs in submitted:
-            fleet.supervise(jobs, listed)
+            self._answered = answer.asked
+            for fleet in self._fleets.values():
+                fleet.supervise(answer)
+        elif not self._asking and now >= self._next:
+            self._next = now + _POLL_SECONDS
+            if self._queue:
+                self._asking = self._asker.submit(self._ask, self._queue)
+                return
+            for fleet in self._fleets.values():
+                fleet.supervise(None)
+
+    def _ask(self, queue: Queue) -> Answer:
+        asked, fleets = time.monotonic(), self._fleets.values()
+        settled = not any(fleet.submitting for fleet in fleets)
+        jobs = queue.jobs(self._prefix)
+        # The queue may accept a job, and its command fail for all that.
+        strangers = {job for job in jobs if not any(fleet.knows(job) for fleet in fleets)}
+        if settled:
+            queue.cancel(strangers & self._strangers)
+        self._strangers = strangers if settled else set()
+        doubtful = [job for fleet in fleets for job in fleet.doubtful(jobs)]
+        return Answer(asked, jobs, {job: queue.ended(job) for job in doubtful[:_ENDS_AT_ONCE]})
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Say how each class is, as of the last `check`.
@@ -214,10 +237,12 @@ class Cluster:
         -------
         dict
             By class: ``wanted``, ``pending`` and ``running`` jobs; ``reasons`` why jobs are
-            pending, in the queue's words, with their numbers; ``workers``; jobs that ``died``; and
-            ``core_seconds`` that jobs have held so far, to a few seconds a job.
+            pending, in the queue's words, with their numbers; ``workers``; jobs that ``died``;
+            ``core_seconds`` that jobs have held so far, to a few seconds a job; and the
+            ``answer_age`` of what the queue said last, in seconds.
         """
-        return {name: fleet.state() for name, fleet in self._fleets.items()}
+        age = time.monotonic() - self._answered if self._queue else 0.0
+        return {name: fleet.state() | {"answer_age": age} for name, fleet in self._fleets.items()}
 
     def want(self, size_class: str, jobs: int) -> None:
         """Have another number of jobs of a class from the next `check` on.
@@ -402,6 +427,7 @@ def _fleet(
     security: Security | None,
     check: Callable[[], object],
 ) -> Iterator[QueueFleet]:
+    submitting: set[str] = set()
     submitted: dict[str, str] = {}
     refused: dict[str, str] = {}
     number = count()
@@ -410,6 +436,7 @@ def _fleet(
         """Says which job is whose, and takes a refusal for an answer instead of raising it."""
 
         async def start(self) -> None:
+            submitting.add(self.name)
             try:
                 # Not in the event loop: a network file system may be slow to answer.
                 await asyncio.to_thread(check)
@@ -419,6 +446,8 @@ def _fleet(
                 self.status = Status.running
             else:
                 submitted[self.job_id] = self.name
+            finally:
+                submitting.discard(self.name)
 
     class Jobs(_dask_jobqueue().JobQueueCluster):  # type: ignore[misc]
         """Gives no name twice, so that a new job is never taken for the one it replaces."""
@@ -439,9 +468,9 @@ def _fleet(
                 size,
                 jobs,
                 client,
-                queue=QUEUES.get(profile.kind),
                 early_deaths=profile.early_deaths,
                 logs=directory / "logs",
+                submitting=submitting,
                 submitted=submitted,
                 refused=refused,
             )
@@ -635,12 +664,16 @@ def _end_jobs(queue: Queue, prefix: str) -> None:
 def _cancelled(queue: Queue, prefix: str) -> list[str]:
     """Cancel jobs, wait until none of them runs or waits, and return those that do not go."""
     until = time.monotonic() + _CLOSE_SECONDS
+    cancelled: set[str] = set()
     while True:
         listed = queue.jobs(prefix).items()
         jobs = [job for job, shown in listed if shown.state != "COMPLETING"]
+        # What lists jobs may be a cache, and tell of those that have long been over.
+        jobs = [j for j in jobs if j not in cancelled or queue.ended(j).state not in OVER]
         if not jobs or time.monotonic() > until:
             return jobs
         queue.cancel(jobs)
+        cancelled.update(jobs)
         time.sleep(0.2)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,6 +69,35 @@ class Ended:
     node: str = ""
 
 
+OVER = frozenset(
+    {
+        *("COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "CANCELLED", "PREEMPTED"),
+        *("NODE_FAIL", "BOOT_FAIL", "DEADLINE"),
+    }
+)
+"""States of jobs that will not run any more."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a queue told when it was asked.
+
+    Attributes
+    ----------
+    asked : float
+        When, by the monotonic clock in seconds. The queue may tell of earlier: some sites answer
+        from a cache.
+    jobs : mapping of str to Listed
+        As `Queue.jobs` returns them.
+    ends : mapping of str to Ended
+        As `Queue.ended` returns them, of those jobs that it was asked about.
+    """
+
+    asked: float
+    jobs: Mapping[str, Listed]
+    ends: Mapping[str, Ended]
+
+
 class Queue(Protocol):
     """A queue; a module can be one."""
 
@@ -82,7 +111,13 @@ class Queue(Protocol):
         """
 
     def ended(self, job: str) -> Ended:
-        """Say how a job ended; some queues know it late, others forget. Nothing is raised."""
+        """Say how a job ended, or how it is; some queues know it late, others forget.
+
+        Raises
+        ------
+        NoAnswerError
+            If the command takes too long; that the queue knows no such job is no error.
+        """
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Cancel jobs by id, pending or running; one that is over already is fine too.
@@ -124,6 +159,8 @@ def command(*words: str, script: str | None = None) -> str:
             f"{words[0]} must be on the PATH: run alphasweep on a login node of the cluster, or "
             'set kind = "local" in the profile.'
         ) from None
+    except OSError as error:  # such as too many processes
+        raise ClusterError(f"{words[0]} must start; got: {error}.") from None
     with process:
         try:
             printed, complaint = process.communicate(script, timeout=LIMIT_SECONDS)

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 from distributed.security import Security
 
+from cluster import queue
 from cluster.fleet import Death
 from cluster.launch import QUEUES, WALLTIME_END, Cluster, ClusterError, end, job_name, launch
 from cluster.preflight import preflight, versions
@@ -264,6 +265,67 @@ def test_dead_node(pair: Cluster, slurm: Slurm) -> None:
         assert node not in {slurm.shows(job)["NodeList"] for job in workers(pair).values()}
     finally:
         slurm.admin("revive-node", node)
+
+
+LATE = 12
+"""Seconds; four looks at the queue."""
+
+
+def test_a_queue_seen_through_a_cache(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that a late list does not show are kept, and one that it still shows is replaced."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    late = f"""
+        case "$*" in *alphasweep*) ;; *) exec $REAL "$@" ;; esac
+        cd {kept}; now=$(date +%s); last=/dev/null
+        $REAL "$@" >$now
+        for at in *; do [ $at -le $((now - {LATE})) ] && last=$at; done
+        cat $last
+    """
+    slurm.write(tmp_path / "bin", "squeue", late, monkeypatch)
+    first = int(slurm.do("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "true"))
+    with launched(slurm, tmp_path, profile()) as cluster:
+        come(cluster, workers=2)
+        end = time.monotonic() + 2 * LATE
+        while time.monotonic() < end:
+            cluster.check()
+            time.sleep(0.1)
+        assert cluster.deaths == []
+        assert max(map(int, slurm.jobs())) - first == 2, "jobs were submitted anew"
+        lost = next(iter(workers(cluster).values()))
+        slurm.do("scancel", lost)
+        replaced(cluster, lost)
+        assert verdict(cluster, lost).state == "CANCELLED"
+
+
+def test_a_queue_that_hangs(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it does, nobody is replaced, the state says for how long, and workers work."""
+    monkeypatch.setattr(queue, "LIMIT_SECONDS", 3)
+    hang = tmp_path / "hang"
+    slurm.write(
+        tmp_path / "bin",
+        "squeue",
+        f'case "$*" in *alphasweep*) [ -e {hang} ] && sleep 600 ;; esac\nexec $REAL "$@"',
+        monkeypatch,
+    )
+    with launched(slurm, tmp_path, profile()) as cluster:
+        come(cluster, workers=2)
+        hang.touch()
+        address, lost = next(iter(workers(cluster).items()))
+        slurm.do("scancel", lost)
+        supervised(cluster, lambda: cluster.workers("one") == 1, what="one worker")
+        supervised(
+            cluster,
+            lambda: cluster.state()["one"]["answer_age"] > 20,
+            what="a queue that has not answered for 20 s",
+        )
+        assert cluster.deaths == []
+        assert cluster.client("one").submit(os.getenv, "SLURM_JOB_ID").result(timeout=120) != lost
+        hang.unlink()
+        replaced(cluster, lost)
+        assert verdict(cluster, lost).worker == address
 
 
 def test_submission_that_fails_once(
