@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from cluster.queue import ClusterError, Ended, Listed, command
+from cluster.queue import ClusterError, Ended, Listed, NoAnswerError, command
 
 _ASKED_WHY = 10  # jobs of a run wait for the same things, and the answer may be long
 _REASONS = 3  # of one job: Grid Engine has one for each queue and node
@@ -37,6 +37,8 @@ def ended(job: str) -> Ended:
                 return Ended(shown.state)
             return Ended("FAILED", _why([job]).get(job, shown.reason))
         text = command("qacct", "-j", job)
+    except NoAnswerError:
+        raise
     except ClusterError:
         return Ended()
     # Numbers of jobs begin anew some day: the last of several is it.

@@ -189,7 +189,12 @@ def test_an_interface_that_is_not_there(
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: there)
     with (
         pytest.raises(ClusterError, match=rf"{what}. Here are: lo \(127.0.0.1\). Name one"),
-        launch(profile("pbs", interface=interface), {"one": 1}, run_directory=tmp_path / "run"),
+        launch(
+            profile("pbs", interface=interface),
+            {"one": 1},
+            run_directory=tmp_path / "run",
+            token="t",
+        ),
     ):
         pass
     assert not (tmp_path / "run").exists()
