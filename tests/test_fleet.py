@@ -113,6 +113,9 @@ def test_absences(site: Site) -> None:
     assert site.answer(both) == both
     assert site.answer([first]) == both
     assert site.answer([first]) == [first]
+    assert site.fleet.deaths == []  # the queue may tell later how it ended
+    site.now += 60
+    site.answer([first])
     assert [(death.job, death.young) for death in site.fleet.deaths] == [(second, True)]
 
 
@@ -149,9 +152,10 @@ def test_workers_that_leave(site: Site) -> None:
     site.leaves(first)
     for _ in range(4):
         assert site.answer(site.accepted) == site.accepted
-    site.answer(site.accepted)
-    assert site.answer(site.accepted) == [second]
-    assert [death.young for death in site.fleet.deaths] == [True]
+    runs = {first: Ended("RUNNING")}
+    site.answer(site.accepted, ends=runs)
+    assert site.answer(site.accepted, ends=runs) == [second]
+    assert [(death.state, death.young) for death in site.fleet.deaths] == [("RUNNING", False)]
 
 
 def test_jobs_that_die_young(site: Site) -> None:
