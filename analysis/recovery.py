@@ -23,6 +23,12 @@ from statsmodels.tools.sm_exceptions import ModelWarning
 #: With fewer alphas the two parameters of the curve are not tested by anything.
 FEWEST_ALPHAS = 3
 
+#: Why the null model has no alpha_half.
+NO_SIGNAL = "the labels hold no signal, so there is nothing to recover"
+
+#: Alphas whose logarithms differ by less are one alpha: M = round(alpha N) would be the same.
+CLOSE = 1e-9
+
 
 def is_done(ds: xr.Dataset) -> xr.DataArray:
     """Tell which cells are complete, by the CF flags of ``status``.
@@ -37,9 +43,46 @@ def is_done(ds: xr.Dataset) -> xr.DataArray:
     xr.DataArray
         (alpha, N, seed), boolean. Missing and failed cells are False.
     """
-    meanings = str(ds["status"].attrs["flag_meanings"]).split()
-    done: xr.DataArray = ds["status"] == ds["status"].attrs["flag_values"][meanings.index("done")]
-    return done
+    return _is_flag(ds["status"], "done")
+
+
+def _is_flag(variable: xr.DataArray, meaning: str) -> xr.DataArray:
+    """Tell where a variable with CF flags has this one."""
+    try:
+        meanings = str(variable.attrs["flag_meanings"]).split()
+        flag = variable.attrs["flag_values"][meanings.index(meaning)]
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"{variable.name} must have the attributes flag_values and flag_meanings of its store, "
+            f"with {meaning!r}; got {variable.attrs}: tables of pandas and CSV lose them, "
+            f"ds[{variable.name!r}].attrs = ... of xr.open_zarr(STORE) gives them back."
+        ) from None
+    found: xr.DataArray = variable == flag
+    return found
+
+
+def check_labels(ds: xr.Dataset) -> None:
+    """Refuse a dataset in which one label names two things, which would be counted twice.
+
+    Parameters
+    ----------
+    ds
+        Any dataset, for instance `xr.concat` of two sweeps' along seed.
+
+    Raises
+    ------
+    ValueError
+        If a label is repeated along any dimension; it is named.
+    """
+    for name, index in ds.indexes.items():
+        repeated = index[index.duplicated()].unique()
+        if len(repeated):
+            shown = ", ".join(map(str, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
+            raise ValueError(
+                f"{name} must name each of its values once; got {shown} more than once: drop what "
+                f"was there before, or, where sweeps of other root_seeds are combined, give one of "
+                f"them other labels first, as in ds.assign_coords({name}=ds.{name} + 1000)."
+            )
 
 
 def descent_of(ds: xr.Dataset) -> dict[str, Any]:
@@ -70,6 +113,11 @@ def descent_of(ds: xr.Dataset) -> dict[str, Any]:
     return descent
 
 
+def has_no_signal(ds: xr.Dataset) -> bool:
+    """Tell whether a sweep is of the null model, by its attribute ``sweep``, if it has one."""
+    return "sweep" in ds.attrs and descent_of(ds)["signal"] == "null"
+
+
 def recovery_probability(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
     """Share of the runs that recovered the signal, with an interval clustered by matrix.
 
@@ -90,7 +138,7 @@ def recovery_probability(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Data
     Raises
     ------
     ValueError
-        If `confidence` does not lie between 0 and 1.
+        If `confidence` does not lie between 0 and 1, or a label is repeated along any dimension.
 
     Notes
     -----
@@ -160,7 +208,16 @@ def alpha_half(ds: xr.Dataset) -> xr.Dataset:
           if the curve holds and the matrices do not differ;
         - ``misfit``: the same over alphas, matrices taken together; what the eye sees;
         - ``alphas``, ``matrices``, ``runs``: how many were used;
-        - ``note``: empty, or why there is no alpha_half (or no error). It is then NaN.
+        - ``none_up_to``, ``all_from``: the largest alpha up to which no run recovered, and the
+          smallest from which on every run did. Where P is too steep for a curve to be fitted,
+          this is what is known of alpha_half;
+        - ``note``: empty, or why there is no alpha_half (or no error), which is then NaN; and that
+          runs diverged, if any did.
+
+    Raises
+    ------
+    ValueError
+        If a label is repeated along any dimension.
 
     Notes
     -----
@@ -172,6 +229,8 @@ def alpha_half(ds: xr.Dataset) -> xr.Dataset:
     """
     count = _count(ds)
     fits = [_fit(count.sel(N=N)) for N in ds["N"].values]
+    if has_no_signal(ds):
+        fits = [fit._replace(note=NO_SIGNAL) for fit in fits]
 
     def column(name: str) -> xr.DataArray:
         return xr.DataArray([getattr(fit, name) for fit in fits], dims="N", coords={"N": ds["N"]})
@@ -211,6 +270,8 @@ _FIT_TEXTS = {
     "alphas": "number of alphas used",
     "matrices": "number of sensing matrices used",
     "runs": "number of runs used",
+    "none_up_to": "largest alpha up to which no run recovered",
+    "all_from": "smallest alpha from which on every run recovered",
     "note": "why a value is missing",
 }
 
@@ -222,6 +283,8 @@ class _Fit(NamedTuple):
     alphas: int
     matrices: int
     runs: int
+    none_up_to: float
+    all_from: float
     alpha_half: float = math.nan
     standard_error: float = math.nan
     intercept: float = math.nan
@@ -231,12 +294,31 @@ class _Fit(NamedTuple):
     misfit: float = math.nan
 
 
+class _Reason(NamedTuple):
+    """Why there is no alpha_half, and what would help."""
+
+    what: str
+    todo: str
+
+
 def _count(ds: xr.Dataset) -> xr.Dataset:
-    """Count ``runs`` and those ``recovered`` in every done cell, (alpha, N, seed)."""
+    """Count ``runs`` in every done cell, (alpha, N, seed), and how many of them ended how."""
+    check_labels(ds)
+    outcome = [name for name in ("outcome",) if name in ds]
     # A dataset opened from a store is lazy; statsmodels and scipy.stats want numbers.
-    ds = ds[["status", "recovered"]].compute()
+    ds = ds[["status", "recovered", *outcome]].compute()
     counted = ds["recovered"].where(is_done(ds))
-    return xr.Dataset({"runs": counted.notnull().sum("start"), "recovered": counted.sum("start")})
+    ended = {
+        name: (counted.notnull() & _is_flag(ds["outcome"], name)) if outcome else counted * 0
+        for name in ("undecided", "diverged")
+    }
+    return xr.Dataset(
+        {
+            "runs": counted.notnull().sum("start"),
+            "recovered": counted.sum("start"),
+            **{name: ends.sum("start") for name, ends in ended.items()},
+        }
+    )
 
 
 def _fit(count: xr.Dataset) -> _Fit:
@@ -245,80 +327,155 @@ def _fit(count: xr.Dataset) -> _Fit:
     cells = cells.isel(cell=cells["runs"].values > 0)
     alpha, seed = cells["alpha"].values, cells["seed"].values
     runs, recovered = cells["runs"].values, cells["recovered"].values
+    some, some_not = alpha[recovered > 0], alpha[recovered < runs]
     size = {
         "alphas": np.unique(alpha).size,
         "matrices": np.unique(seed).size,
         "runs": int(runs.sum()),
+        "none_up_to": max(alpha[alpha < some.min(initial=math.inf)], default=math.nan),
+        "all_from": min(alpha[alpha > some_not.max(initial=-math.inf)], default=math.nan),
     }
-    note = _why_no_curve(alpha, recovered, runs)
-    if note:
-        return _Fit(note, **size)
+    undecided, diverged = int(cells["undecided"].sum()), int(cells["diverged"].sum())
 
-    fit, *clustered = _regress(alpha, recovered, runs, seed)
+    def without(reason: _Reason) -> _Fit:
+        todo = reason.todo
+        if todo == _LARGER and 2 * undecided > size["runs"]:
+            todo = f"{undecided} of {size['runs']} runs were still moving at t_max: raise it"
+        if 2 * diverged > size["runs"]:
+            todo = ""
+        return _Fit(": ".join(filter(None, (reason.what, todo))) + fate, **size)
+
+    fate = ""
+    if diverged:
+        fate = f"; {diverged} of {size['runs']} runs diverged, which counts as not recovered: "
+        fate += "lower learning_rate"
+    reason = _why_no_curve(alpha, recovered, runs)
+    if reason:
+        return without(reason)
+
+    # Centred and scaled, or alphas that are close to one another leave no digit of the slope.
+    log_alpha = np.log(alpha)
+    centre, scale = log_alpha.mean(), log_alpha.std()
+    fit, *clustered = _regress((log_alpha - centre) / scale, recovered, runs, seed)
     if not fit.converged:
-        return _Fit("the binomial regression did not converge: add runs", **size)
-    intercept, slope = fit.params
-    at = math.exp(-intercept / slope) if slope > 0 else math.nan
-    if not alpha.min() <= at <= alpha.max():
-        return _Fit(
-            f"P does not rise through 1/2 between alpha = {alpha.min():g} and {alpha.max():g}: "
-            "widen the range of alpha",
-            **size,
-        )
+        return without(_Reason("the binomial regression did not converge", "add runs"))
+    level, rise = fit.params
+    reason = _why_no_crossing(alpha, level, rise, fit.null_deviance - fit.deviance, scale, centre)
+    if reason:
+        return without(reason)
 
-    # d alpha_half / d (intercept, slope), from alpha_half = exp(-intercept / slope)
-    gradient = at / slope * np.array([-1.0, intercept / slope])
+    at = math.exp(centre - scale * level / rise)
+    # d alpha_half / d (level, rise)
+    gradient = at * scale / rise * np.array([-1.0, level / rise])
     variance = max(gradient @ result.cov_params() @ gradient for result in (fit, *clustered))
+    note = fate.removeprefix("; ")
     if not clustered:
-        note, variance = "a single matrix tells no error: add seeds", math.nan
+        note, variance = "a single matrix tells no error: add seeds" + fate, math.nan
 
+    with np.errstate(over="ignore"):
+        width = float(2 * at * np.sinh(math.log(3) * scale / rise))
     return _Fit(
         note,
         **size,
         alpha_half=at,
         standard_error=math.sqrt(variance),
-        intercept=intercept,
-        slope=slope,
-        width=2 * at * math.sinh(math.log(3) / slope),
+        intercept=level - rise * centre / scale,
+        slope=rise / scale,
+        width=width,
         dispersion=_per_degree(fit.pearson_chi2, fit.df_resid),
         misfit=_misfit(alpha, recovered, runs, fit.fittedvalues),
     )
+
+
+_LARGER, _SMALLER = "add larger alphas", "add smaller alphas"
 
 
 def _why_no_curve(
     alpha: NDArray[np.floating[Any]],
     recovered: NDArray[np.floating[Any]],
     runs: NDArray[np.integer[Any]],
-) -> str:
-    """Say why the regression's maximum likelihood does not exist; empty if it does."""
+) -> _Reason | None:
+    """Say why the regression's maximum likelihood does not exist; None if it does."""
     if not runs.size:
-        return "no cell is done"
-    success, failure = alpha[recovered > 0], alpha[recovered < runs]
-    if not success.size:
-        return f"no run recovered up to alpha = {alpha.max():g}: add larger alphas"
-    if not failure.size:
-        return f"every run recovered from alpha = {alpha.min():g} on: add smaller alphas"
-    if np.unique(alpha).size < FEWEST_ALPHAS:
-        return f"fewer than {FEWEST_ALPHAS} alphas are done: add alphas"
-    if failure.max() <= success.min():
-        return (
-            f"P is 0 below alpha = {success.min():g} and 1 above alpha = {failure.max():g}, "
-            "too steep to fit: add alphas there, or runs"
+        return _Reason("no cell is done", "")
+    low, high = _text(alpha.min()), _text(alpha.max())
+    some, some_not = alpha[recovered > 0], alpha[recovered < runs]
+    if not some.size:
+        return _Reason(f"no run recovered up to alpha = {high}", _LARGER)
+    if not some_not.size:
+        return _Reason(f"every run recovered from alpha = {low} on", _SMALLER)
+    if low == high:
+        share = recovered.sum() / runs.sum()
+        return _Reason(f"the only alpha that is done is {low}, with P = {share:.2g}", "add alphas")
+    if some_not.max() < some.min():
+        between = f"alpha = {_text(some_not.max())}, and every run from {_text(some.min())} on"
+        return _Reason(
+            f"no run recovered up to {between}: alpha_half is between, P too steep to fit",
+            "add alphas there, or runs",
         )
-    if success.max() <= failure.min():
-        return "P falls with alpha: no curve that rises fits"
-    return ""
+    if some_not.max() == some.min():
+        step = some.min()
+        here = alpha == step
+        share = f"{recovered[here].sum() / runs[here].sum():.2g} there"
+        if step == alpha.min():
+            return _Reason(f"every run recovered above alpha = {low}, a share of {share}", _SMALLER)
+        if step == alpha.max():
+            return _Reason(f"no run recovered below alpha = {high}, a share of {share}", _LARGER)
+        return _Reason(
+            f"no run recovered below alpha = {_text(step)}, every run above it, a share of {share}"
+            ": alpha_half is near it, P too steep to fit",
+            "add alphas there, or runs",
+        )
+    if some.max() <= some_not.min():
+        return _FALLS
+    if np.unique(alpha).size < FEWEST_ALPHAS:
+        return _Reason(f"fewer than {FEWEST_ALPHAS} alphas are done", "add alphas")
+    if np.ptp(np.log(alpha)) < CLOSE:
+        return _Reason(f"all alphas lie between {low} and {high}", "widen the range of alpha")
+    return None
+
+
+_FALLS = _Reason("P falls with alpha", "no curve that rises fits")
+
+
+def _why_no_crossing(
+    alpha: NDArray[np.floating[Any]],
+    level: float,
+    rise: float,
+    likelier: float,
+    scale: float,
+    centre: float,
+) -> _Reason | None:
+    """Say why a fitted curve has no alpha_half among the alphas; None if it has."""
+    low, high = alpha.min(), alpha.max()
+    between = f"between alpha = {_text(low)} and {_text(high)}"
+    # By the likelihood, not by the slope over its error, which is small also where P is steep.
+    if likelier < 1:
+        return _Reason(f"P does not change measurably {between}", "widen the range, or add runs")
+    if rise < 0:
+        return _FALLS
+    odds = level + rise * (np.log([low, high]) - centre) / scale
+    if not odds[0] <= 0 <= odds[1]:
+        return _Reason(f"P does not rise through 1/2 {between}", "widen the range of alpha")
+    return None
+
+
+def _text(alpha: float) -> str:
+    """Write an alpha so that no two are written alike."""
+    short = f"{alpha:g}"
+    return short if float(short) == alpha else repr(float(alpha))
 
 
 def _regress(
-    alpha: NDArray[np.floating[Any]],
+    x: NDArray[np.floating[Any]],
     recovered: NDArray[np.floating[Any]],
     runs: NDArray[np.integer[Any]],
     seed: NDArray[Any],
 ) -> list[Any]:
     """Fit the logistic curve; with two matrices or more, also with the clustered covariance."""
     endog = np.column_stack([recovered, runs - recovered])
-    model = sm.GLM(endog, sm.add_constant(np.log(alpha)), family=sm.families.Binomial())
+    exog = np.column_stack([np.ones_like(x), x])
+    model = sm.GLM(endog, exog, family=sm.families.Binomial())
     with warnings.catch_warnings():
         # Separation is excluded before; statsmodels also warns of it when a curve fits exactly.
         warnings.simplefilter("ignore", ModelWarning)
@@ -335,6 +492,9 @@ def _misfit(
     probability: NDArray[np.floating[Any]],
 ) -> float:
     """Pearson's chi2 per degree of freedom of the totals at each alpha."""
+    # A P that is 0 or 1 to rounding has a variance all the same, as in statsmodels.
+    tiny = np.finfo(float).eps
+    probability = probability.clip(tiny, 1 - tiny)
     _, place = np.unique(alpha, return_inverse=True)
     surplus = np.bincount(place, recovered - runs * probability)
     variance = np.bincount(place, runs * probability * (1 - probability))

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import approx_fprime
 
+from analysis.recovery import check_labels
+
 Array = NDArray[np.floating[Any]]
 
 
@@ -72,12 +74,18 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
         - ``chi2``, ``degrees_of_freedom`` (law,): squared residuals in units of the errors;
         - ``formula``, ``note`` (law,): the law in words; why it could not be fitted, or empty.
 
+    Raises
+    ------
+    ValueError
+        If an N is there more than once.
+
     Notes
     -----
     Least squares by lmfit. The errors of alpha_half are taken as known: the parameters' errors
     are not rescaled by chi2, so a law that does not fit shows it in its chi2. Different N share no
     matrix, so their errors are independent.
     """
+    check_labels(alpha_half)
     known = alpha_half["alpha_half"].notnull() & (alpha_half["standard_error"] > 0)
     points = alpha_half.isel(N=known.values)
     parameters = list(dict.fromkeys(name for law in LAWS.values() for name in law.guess))
@@ -160,7 +168,8 @@ def describe(laws: xr.Dataset) -> str:
         f"a factor of {math.log(N.max()) / math.log(N.min()):.2f}."
     ]
     lines += [_describe_law(laws, law) for law in fitted]
-    lines += [_describe_growth(laws), _describe_choice(laws.sel(law=fitted))]
+    lines += [_describe_growth(laws)] if "linear" in fitted else []
+    lines += [_describe_choice(laws.sel(law=fitted))]
     return "\n".join(lines)
 
 
@@ -178,18 +187,25 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
             f"{len(names)} values of N or more; there are {points.sizes['N']}"
         )
     else:
-        result = Model(law.function, independent_vars=["N"]).fit(
-            points["alpha_half"].values,
-            N=points["N"].values.astype(float),
-            weights=1 / points["standard_error"].values,
-            # MINPACK, lmfit's default, steps by a share of the parameter: none where that is ~0.
-            method="least_squares",
-            scale_covar=False,
-            **law.guess,
-        )
-        chi2 = result.chisqr
-        value.loc[names] = [result.best_values[name] for name in names]
-        covariance.loc[names, names] = result.covar
+        errors = points["standard_error"].values
+        unit = float(np.median(errors))
+        with np.errstate(all="ignore"):
+            result = Model(law.function, independent_vars=["N"]).fit(
+                points["alpha_half"].values,
+                N=points["N"].values.astype(float),
+                weights=unit / errors,
+                # MINPACK, lmfit's default, steps by a share of the parameter: none where it is ~0.
+                method="least_squares",
+                scale_covar=False,
+                **law.guess,
+            )
+        found = None if result.covar is None else result.covar * unit**2
+        if found is None or not (np.isfinite(found).all() and (found.diagonal() > 0).all()):
+            note = "the errors of alpha_half differ too much to weigh them"
+        else:
+            chi2 = result.chisqr / unit**2
+            value.loc[names] = [result.best_values[name] for name in names]
+            covariance.loc[names, names] = found
     error = np.sqrt(covariance.values.diagonal())
     return xr.Dataset(
         {

@@ -1,14 +1,23 @@
 """Claims about P(recovery), its intervals, and alpha_half."""
 
+import json
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import expit
 
-from analysis.recovery import alpha_half, fitted_probability, is_done, recovery_probability
+from analysis.recovery import (
+    NO_SIGNAL,
+    alpha_half,
+    fitted_probability,
+    is_done,
+    recovery_probability,
+)
 
 ALPHA = np.array([2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0])
 STEEPNESS = 8.0
@@ -235,15 +244,49 @@ def _steps(shares: list[float], matrices: int = 4) -> xr.Dataset:
     [
         (_steps([0, 0, 0, 0]), "no run recovered up to alpha = 5: add larger alphas"),
         (_steps([1, 1, 1]), "every run recovered from alpha = 2 on: add smaller alphas"),
-        (_steps([0.2, 0.8]), "fewer than 3 alphas"),
-        (_steps([0, 0, 1, 1]), "P is 0 below alpha = 4 and 1 above alpha = 3"),
-        (_steps([0, 0.4, 1, 1]), "P is 0 below alpha = 3 and 1 above alpha = 3"),
-        (_steps([0.1, 0.2, 0.3]), "does not rise through 1/2 between alpha = 2 and 4"),
-        (_steps([0.7, 0.8, 0.9]), "does not rise through 1/2 between alpha = 2 and 4"),
-        (_steps([0.9, 0.5, 0.1]), "does not rise through 1/2"),
-        (_steps([0.5, 0.5, 0.5]), "does not rise through 1/2"),
+        (_steps([0.25]), "the only alpha that is done is 2, with P = 0.3: add alphas"),
+        (_steps([0.2, 0.8]), "fewer than 3 alphas are done: add alphas"),
+        (
+            _steps([0, 0, 1, 1]),
+            "no run recovered up to alpha = 3, and every run from 4 on: alpha_half is between, "
+            "P too steep to fit: add alphas there, or runs",
+        ),
+        (_steps([0, 1]), "no run recovered up to alpha = 2, and every run from 3 on"),
+        (
+            _steps([0, 0.4, 1, 1]),
+            "no run recovered below alpha = 3, every run above it, a share of 0.4 there: "
+            "alpha_half is near it, P too steep to fit: add alphas there, or runs",
+        ),
+        (
+            _steps([0.9, 1, 1]),
+            "every run recovered above alpha = 2, a share of 0.9 there: add smaller alphas",
+        ),
+        (
+            _steps([0, 0, 0.1]),
+            "no run recovered below alpha = 4, a share of 0.1 there: add larger alphas",
+        ),
+        (
+            _steps([0.1, 0.2, 0.3]),
+            "P does not rise through 1/2 between alpha = 2 and 4: widen the range of alpha",
+        ),
+        (_steps([0.7, 0.8, 0.9]), "P does not rise through 1/2 between alpha = 2 and 4"),
+        (_steps([0.9, 0.5, 0.1]), "P falls with alpha: no curve that rises fits"),
+        (
+            _steps([0.5, 0.5, 0.5]),
+            "P does not change measurably between alpha = 2 and 4: widen the range, or add runs",
+        ),
+        (_steps([0.1, 0.1, 0.1], 1), "P does not change measurably between alpha = 2 and 4"),
         (_steps([1, 1, 0, 0]), "P falls with alpha"),
+        (
+            _steps([0.2, 0.5, 0.8]).assign_coords(alpha=[3, np.nextafter(3, 4), 3 + 1e-15]),
+            "all alphas lie between 3 and 3.000000000000001: widen the range of alpha",
+        ),
+        (
+            _steps([0, 1]).assign_coords(alpha=[3, np.nextafter(3, 4)]),
+            "up to alpha = 3, and every run from 3.0000000000000004 on",
+        ),
         (_steps([0.1, 0.5, 0.9]).assign(status=lambda d: d.status * 0), "no cell is done"),
+        (_steps([0.1, 0.5, 0.9]).assign(status=lambda d: d.status * 0 + FAILED), "no cell is done"),
     ],
 )
 def test_where_alpha_half_is_unknown_a_note_says_why(ds: xr.Dataset, note: str) -> None:
@@ -254,6 +297,159 @@ def test_where_alpha_half_is_unknown_a_note_says_why(ds: xr.Dataset, note: str) 
         half = alpha_half(ds).squeeze()
     assert note in str(half.note.values)
     assert np.isnan([half.alpha_half, half.standard_error, half.intercept, half.slope]).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "none_up_to", "all_from"),
+    [
+        ([0, 0, 1, 1], 3, 4),
+        ([0, 0.4, 1, 1], 2, 4),
+        ([0.1, 0.5, 1, 1], np.nan, 4),
+        ([0, 0.5, 0.9], 2, np.nan),
+        ([0, 0, 0], 4, np.nan),
+        ([1, 1, 1], np.nan, 2),
+        ([0, 1, 0, 1], 2, 5),
+    ],
+)
+def test_the_alphas_that_bound_the_rise_are_told(
+    shares: list[float], none_up_to: float, all_from: float
+) -> None:
+    """Without a finite slope they are what is known of alpha_half; they do not need a fit."""
+    half = alpha_half(_steps(shares)).squeeze()
+    np.testing.assert_equal(float(half.none_up_to), none_up_to)
+    np.testing.assert_equal(float(half.all_from), all_from)
+
+
+def test_alphas_close_to_one_another_are_fitted_as_well() -> None:
+    """A thousandth of the range: alpha_half is at the same place of it, its error as much smaller.
+
+    Logarithms are then linear, to a thousandth.
+    """
+    shares = _steps([0.1, 0.3, 0.9])
+    wide, close = (
+        alpha_half(shares.assign_coords(alpha=3 + by * np.arange(3.0))).squeeze()
+        for by in (1e-3, 1e-6)
+    )
+    place = 1e3 * (float(close.alpha_half) - 3)
+    assert place == pytest.approx(float(wide.alpha_half) - 3, rel=1e-3)
+    for name in ("standard_error", "width"):
+        assert 1e3 * float(close[name]) == pytest.approx(float(wide[name]), rel=1e-3)
+
+
+def with_outcomes(ds: xr.Dataset, **shares: float) -> xr.Dataset:
+    """Let runs that did not recover end so, in these shares of all runs; the rest is trapped."""
+    flags = {
+        "flag_values": [0, 1, 2, 3, 4],
+        "flag_meanings": "missing recovered trapped undecided diverged",
+    }
+    outcome = xr.where(ds["recovered"] == 1, 1, 2)
+    run = np.arange(ds.sizes["start"])[::-1] / ds.sizes["start"]
+    for ending, share in shares.items():
+        number = flags["flag_meanings"].split().index(ending)  # type: ignore[attr-defined]
+        outcome = outcome.where(~((run < share) & (ds["recovered"] == 0)), number)
+    return ds.assign(outcome=outcome.assign_attrs(flags))
+
+
+def test_diverged_runs_are_told_of_and_larger_alphas_are_not_advised() -> None:
+    """Where most diverged, nothing else is the reason; where some did, it is said as well."""
+    none = _steps([0, 0, 0])
+    most = str(alpha_half(with_outcomes(none, diverged=0.6)).note.item())
+    assert most == (
+        "no run recovered up to alpha = 4; 72 of 120 runs diverged, which counts as not "
+        "recovered: lower learning_rate"
+    )
+    some = str(alpha_half(with_outcomes(none, diverged=0.1)).note.item())
+    assert "add larger alphas; 12 of 120 runs diverged" in some
+    good = alpha_half(with_outcomes(_steps([0.1, 0.5, 0.7]), diverged=0.1))
+    assert good.alpha_half.notnull()
+    assert str(good.note.item()).startswith("12 of 120 runs diverged")
+    assert str(alpha_half(with_outcomes(none)).note.item()).endswith("add larger alphas")
+
+
+def test_runs_that_ran_out_of_time_want_a_longer_time() -> None:
+    """No larger alpha helps a sweep whose runs were all still moving at t_max."""
+    note = str(alpha_half(with_outcomes(_steps([0, 0, 0]), undecided=1)).note.item())
+    assert note == (
+        "no run recovered up to alpha = 4: 120 of 120 runs were still moving at t_max: raise it"
+    )
+
+
+def test_a_null_sweep_has_nothing_to_recover() -> None:
+    """No alpha can help, and the note says so instead of asking for larger ones."""
+    ds = _steps([0, 0, 0]).assign_attrs(sweep=json.dumps({"descent": {"signal": "null"}}))
+    half = alpha_half(ds).squeeze()
+    assert str(half.note.values) == NO_SIGNAL
+    assert np.isnan(half.alpha_half)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> xr.Dataset:
+    """Draw any sweep: few or many runs, close or far alphas, missing cells, any way to end."""
+    close = st.sampled_from([3.0, np.nextafter(3.0, 4), 3 + 1e-12, 3 + 1e-6, 3.1, 4.0, 1e-9, 1e12])
+    alphas = st.one_of(close, st.floats(1e-6, 1e6))
+    alpha = sorted(draw(st.lists(alphas, min_size=1, max_size=6, unique=True)))
+    seeds, starts = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5, 1000]))
+    shape = (len(alpha), 1, seeds)
+    cells = len(alpha) * seeds
+    count = draw(st.lists(st.integers(0, starts), min_size=cells, max_size=cells))
+    if draw(st.booleans()):
+        count = [round(c / starts) * starts for c in count]
+    recovered = np.arange(starts) < np.array(count).reshape(*shape, 1)
+    ds = with_outcomes(dataset(recovered, alpha=alpha), diverged=draw(st.sampled_from([0, 0.5, 1])))
+    status = draw(
+        st.lists(
+            st.sampled_from([DONE, DONE, DONE, MISSING, FAILED]), min_size=cells, max_size=cells
+        )
+    )
+    return ds.assign(status=ds["status"].copy(data=np.array(status).reshape(shape)))
+
+
+@given(tables())
+def test_any_table_of_counts_gives_numbers_or_a_note(ds: xr.Dataset) -> None:
+    """Never an exception or a warning; alpha_half is among the alphas, or NaN with a reason."""
+    p = recovery_probability(ds)
+    known = p.where(p.runs > 0, drop=True)
+    assert (known.lower <= known.probability + 1e-9).all()
+    assert (known.probability <= known.upper + 1e-9).all()
+    half = alpha_half(ds).squeeze()
+    note = str(half.note.values)
+    assert "nan" not in note
+    if np.isnan(half.alpha_half):
+        assert note
+        assert np.isnan([half.standard_error, half.slope, half.width]).all()
+        return
+    used = ds["alpha"].values[(p.runs > 0).values.ravel()]
+    assert used.min() * (1 - 1e-9) <= half.alpha_half <= used.max() * (1 + 1e-9)
+    assert half.slope > 0
+    assert half.width > 0
+    assert half.standard_error > 0 or "single matrix" in note
+
+
+@pytest.mark.parametrize("name", ["alpha", "N", "seed", "start"])
+def test_repeated_labels_are_refused(name: str) -> None:
+    """What two stores both hold would count twice; the message names it, and the way out."""
+    ds = _steps([0.1, 0.5, 0.9]).assign_coords(start=np.arange(10))
+    twice = xr.concat([ds, ds.isel({name: [0]})], dim=name, data_vars="minimal")
+    label = ds[name].values[0]
+    for use in (alpha_half, recovery_probability):
+        with pytest.raises(ValueError, match=f"{name} must name .* got {label} more than once"):
+            use(twice)
+
+
+def test_seeds_under_other_labels_are_other_seeds() -> None:
+    """The advice works: two sweeps of the same seeds, one relabelled, count as all of them."""
+    one, other = (draw(np.random.default_rng(k), 4, spread=0.1) for k in (1, 2))
+    both = xr.concat([one, other.assign_coords(seed=other.seed + 1000)], dim="seed")
+    half = alpha_half(both).squeeze()
+    assert (int(half.matrices), int(half.runs)) == (8, 2 * int(alpha_half(one).runs.item()))
+
+
+def test_flags_that_were_lost_are_asked_for() -> None:
+    """Without its attributes status is a number without meaning."""
+    ds = _steps([0.1, 0.5, 0.9])
+    ds["status"].attrs = {}
+    with pytest.raises(ValueError, match="status must have the attributes flag_values and flag_"):
+        alpha_half(ds)
 
 
 def test_a_single_matrix_gives_a_value_without_an_error() -> None:

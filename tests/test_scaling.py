@@ -1,12 +1,13 @@
 """Claims about the log N laws: fits, their errors, and what is said about them."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
@@ -198,6 +199,35 @@ def test_a_slope_of_zero_keeps_its_error(count: int) -> None:
     np.testing.assert_allclose(fitted(laws, "inverse"), [3, 0], atol=1e-8)
     assert np.isfinite([fitted(laws, name, "error") for name in LAWS]).all()
     assert "No dependence on N is seen" in describe(laws)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(2, 10**9),
+            st.one_of(st.just(3.0), st.floats(1e-6, 1e6), st.just(math.nan)),
+            st.one_of(st.sampled_from([0.1, 0.0, 1e-9, 1e6, math.nan]), st.floats(1e-9, 1e6)),
+        ),
+        max_size=6,
+        unique_by=lambda row: row[0],
+    )
+)
+def test_any_points_give_laws_or_notes_and_true_words(rows: list[tuple[int, float, float]]) -> None:
+    """Equal or wild, exact or vague: no exception, no warning, and no NaN in a sentence."""
+    sizes, values, errors = zip(*rows, strict=True) if rows else ((), (), ())
+    laws = fit_log_laws(points(values, errors, sizes))
+    said = describe(laws)
+    assert not re.search(r"\b(nan|inf)\b", said)
+    for name in LAWS:
+        fit = laws.sel(law=name, parameter=list(LAWS[name].guess))
+        assert bool(fit["value"].notnull().all()) != bool(fit["note"].item())
+
+
+def test_a_repeated_N_is_refused() -> None:
+    """One N of two sweeps would weigh twice as much, without a word."""
+    with pytest.raises(ValueError, match=r"N must name each .* got 128 more than once"):
+        fit_log_laws(points([2.9, 3.1, 3.2], 0.1, [64, 128, 128]))
 
 
 def test_an_unknown_law_is_refused() -> None:
