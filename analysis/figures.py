@@ -19,7 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from analysis.recovery import descent_of, fitted_probability, is_done, recovery_probability
+from analysis.recovery import (
+    NO_SIGNAL,
+    descent_of,
+    fitted_probability,
+    has_no_signal,
+    is_done,
+    recovery_probability,
+)
 from analysis.scaling import LAWS, evaluate
 from analysis.thresholds import alpha_bbp_init
 
@@ -88,6 +95,8 @@ def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -
     """
     descent = descent_of(ds)
     figure, [axis] = _panels(1, 1, COLUMN, 3.0)
+    if has_no_signal(ds):
+        return _empty(figure, [axis], NO_SIGNAL)
     counted = probability["runs"].sum("alpha")
     shown = [N for N in probability["N"].values if counted.sel(N=N) > 0]
     if not shown:

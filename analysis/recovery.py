@@ -238,6 +238,45 @@ def alpha_half(ds: xr.Dataset) -> xr.Dataset:
     return _labelled({name: (column(name), text) for name, text in _FIT_TEXTS.items()}, ds)
 
 
+def describe_null(ds: xr.Dataset) -> str:
+    """Say what a sweep of the null model holds, in place of alpha_half.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset; ``final_energy`` and ``outlier`` are used.
+
+    Returns
+    -------
+    str
+        A few lines of text: at each N and the smallest and largest alpha that are done, the mean
+        of the final energy, and how often labels like these have an outlier at the start.
+    """
+    counted = _count(ds)
+    count = counted["runs"].sum("seed")
+    lines = [f"{NO_SIGNAL.capitalize()}; the sweep has no alpha_half. It holds:"]
+    for N in ds["N"].values:
+        done = count["alpha"].values[(count.sel(N=N) > 0).values]
+        if not done.size:
+            lines.append(f"  N = {N}: no cell is done.")
+        for alpha in sorted({done.min(), done.max()} if done.size else ()):
+            cells = ds[["status", "final_energy", "outlier"]].sel(N=N, alpha=alpha)
+            cells = cells.isel(time=0).load()
+            cells = cells.isel(seed=is_done(cells).values)
+            energy = cells["final_energy"].values
+            energy = energy[np.isfinite(energy)]
+            mean = f"mean final energy {energy.mean():.3g}" if energy.size else "no finite energy"
+            share = float(cells["outlier"].notnull().mean())
+            lines.append(
+                f"  N = {N}, alpha = {_text(alpha)}: {mean}; at the start, {share:.0%} of the "
+                "spectra of a signal with such labels have an outlier."
+            )
+    diverged = int(counted["diverged"].sum())
+    if diverged:
+        lines.append(f"  {diverged} of {int(count.sum())} runs diverged: lower learning_rate.")
+    return "\n".join(lines)
+
+
 def fitted_probability(half: xr.Dataset, alpha: NDArray[np.floating[Any]]) -> xr.DataArray:
     """Evaluate the curves fitted by `alpha_half`.
 

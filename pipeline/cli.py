@@ -618,7 +618,7 @@ def _efficiency(said: dict[str, Any]) -> float | None:
 
 
 def _conclude(store: Store) -> None:
-    """Draw the figures next to the store, and print alpha_half(N)."""
+    """Print alpha_half(N), or what there is without a signal, and draw figures beside the store."""
     # Before lmfit loads it: a home that cannot be written is not worth a line.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from analysis import recovery, scaling
@@ -628,10 +628,13 @@ def _conclude(store: Store) -> None:
     probability = recovery.recovery_probability(dataset)
     half = recovery.alpha_half(dataset)
     laws = scaling.fit_log_laws(half)
-    terminal.show_alpha_half(half)
-    a = store.sweep().descent.a
-    say(f"outlier at the random start from alpha_BBP_init = {alpha_bbp_init(a):.4f}")
-    say(scaling.describe(laws))
+    if recovery.has_no_signal(dataset):
+        say(recovery.describe_null(dataset))
+    else:
+        terminal.show_alpha_half(half)
+        a = store.sweep().descent.a
+        say(f"outlier at the random start from alpha_BBP_init = {alpha_bbp_init(a):.4f}")
+        say(scaling.describe(laws))
     _draw(store, probability, half, laws)
     say(f"Data:    xarray.open_zarr({str(store.path)!r})")
     status = store.status()

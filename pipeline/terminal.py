@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import select
 import sys
@@ -153,17 +154,30 @@ def show_plan(sweep: Sweep, plan: Plan) -> None:
 
 
 def show_alpha_half(half: xr.Dataset) -> None:
-    """Print the table of alpha_half(N)."""
+    """Print the table of alpha_half(N); where it is unknown, between which alphas it is."""
     table = Table(title="alpha_half, where P = 1/2", title_justify="left")
     for column in ("N", "alpha_half", "error"):
         table.add_column(column, justify="right")
     for N in half.N.values:
         at = half.sel(N=N)
-        table.add_row(str(N), f"{float(at.alpha_half):.3f}", f"{float(at.standard_error):.3f}")
+        table.add_row(str(N), *_value_and_error(at))
     console.print(table)
     for N, note in zip(half.N.values, half.note.values, strict=True):
         if note:
             say(f"N = {N}: {note}.")
+
+
+def _value_and_error(at: xr.Dataset) -> tuple[str, str]:
+    """Write one alpha_half and its error, with two digits of the error; "-" where it is unknown."""
+    value, error, low, high = (
+        float(at[name]) for name in ("alpha_half", "standard_error", "none_up_to", "all_from")
+    )
+    if math.isnan(value):
+        return ("-" if math.isnan(low + high) else f"{low} to {high}"), "-"
+    if math.isnan(error):
+        return f"{value:.3f}", "-"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f}", f"{error:.{digits}f}"
 
 
 @contextmanager

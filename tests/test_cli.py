@@ -23,8 +23,9 @@ import pytest
 import xarray as xr
 
 from pipeline import cli
-from pipeline.spec import load
+from pipeline.spec import Sweep, load
 from pipeline.store import Store
+from tests.conftest import TINY as CONFTEST
 from tests.conftest import bits, fill, parts_of, tiny
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
@@ -541,3 +542,48 @@ def test_the_figures_of_two_stores_have_two_folders(here: Path) -> None:
         cli._conclude(store)
     found = {folder.name for folder in here.glob("*.figures")}
     assert found == {"run.1.zarr.figures", "run.2.zarr.figures", "run.2.figures"}
+
+
+SAME_P = {"alpha": [2.0, 2.1, 2.2], "N": [32], "seed": [0], "start": list(range(8))}
+BORDER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "the same P everywhere": (SAME_P, {"t_max": 30.0}, "P does not change measurably between"),
+    "a step": (
+        {"alpha": [2.0, 4.0, 8.0], "N": [8], "seed": [0], "start": [0]},
+        {},
+        "4.0 to 8.0",
+    ),
+    "all diverged": (
+        {"alpha": [2.0, 3.0, 4.0], "N": [12]},
+        {"learning_rate": 1.0, "t_max": 60.0},
+        "18 of 18 runs diverged, which counts as not recovered: lower learning_rate",
+    ),
+    "the null model": (
+        {"alpha": [2.0, 3.0, 4.0], "N": [12]},
+        {"signal": "null"},
+        "The labels hold no signal, so there is nothing to recover",
+    ),
+    "alphas a rounding apart": (
+        {"alpha": [3.0, 3.0000000000000004], "N": [12]},
+        {},
+        "no run recovered up to alpha = 3.0000000000000004",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BORDER)
+def test_a_run_says_what_can_be_said(
+    here: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    """To its end, without a warning; what is said holds no NaN and no advice that cannot help."""
+    grid, descent, expected = BORDER[case]
+    sections = {"grid": CONFTEST["grid"] | grid, "descent": CONFTEST["descent"] | descent}
+    sweep = Sweep.from_document(CONFTEST | sections)
+    store = Store(here / "border.zarr")
+    fill(store, sweep, parts_of(sweep))
+    cli._conclude(store)
+    said = "".join(capfd.readouterr())
+    assert expected in said
+    assert "Data: " in said
+    assert not re.search(r"\bnan\b|Traceback|Warning|add larger", said)
+    drawn = {file.name for file in (here / "border.zarr.figures").iterdir()}
+    assert {"recovery.png", "alpha_half.png", "one_run.png"} <= drawn

@@ -14,6 +14,7 @@ from scipy.special import expit
 from analysis.recovery import (
     NO_SIGNAL,
     alpha_half,
+    describe_null,
     fitted_probability,
     is_done,
     recovery_probability,
@@ -380,6 +381,22 @@ def test_a_null_sweep_has_nothing_to_recover() -> None:
     half = alpha_half(ds).squeeze()
     assert str(half.note.values) == NO_SIGNAL
     assert np.isnan(half.alpha_half)
+
+
+def test_a_null_sweep_is_described_by_what_it_holds() -> None:
+    """Energy, and how often its labels would show an outlier, of done cells; no alpha_half."""
+    ds = _steps([0, 0, 0], 2).assign_attrs(sweep={"descent": {"signal": "null"}})
+    energy = 0 * ds["recovered"] + ds["alpha"] / 10
+    energy[2, :, 1] = 7.0
+    outlier = xr.where(ds["start"] < 4, -1.0, np.nan) + 0 * ds["recovered"]
+    ds = ds.assign(final_energy=energy, outlier=outlier.expand_dims(time=[0.0]))
+    ds["status"][2, :, 1] = FAILED
+    said = describe_null(ds)
+    assert "N = 256, alpha = 2: mean final energy 0.2; at the start, 40% of" in said
+    assert "N = 256, alpha = 4: mean final energy 0.4; at the start, 40% of" in said
+    assert len(said.splitlines()) == 3
+    assert "N = 256: no cell is done." in describe_null(ds.assign(status=ds["status"] * 0))
+    assert "50 of 50 runs diverged" in describe_null(with_outcomes(ds, diverged=1))
 
 
 @st.composite
