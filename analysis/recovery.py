@@ -367,7 +367,7 @@ def _fit(count: xr.Dataset) -> _Fit:
     alpha, seed = cells["alpha"].values, cells["seed"].values
     runs, recovered = cells["runs"].values, cells["recovered"].values
     some, some_not = alpha[recovered > 0], alpha[recovered < runs]
-    size = {
+    size: dict[str, Any] = {
         "alphas": np.unique(alpha).size,
         "matrices": np.unique(seed).size,
         "runs": int(runs.sum()),
