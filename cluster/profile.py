@@ -310,7 +310,11 @@ def template(kind: str) -> str:
     partition, directive = _EXAMPLES[kind]
     line = f'# partition = "{partition}"\n' if partition else ""
     return _TEMPLATE.format(
-        kind=kind, partition=line, directive=directive, names=_NAMES.get(kind, "")
+        kind=kind,
+        partition=line,
+        directive=directive,
+        names=_NAMES.get(kind, ""),
+        driver=_DRIVER_TEMPLATE if kind == "slurm" else "",
     )
 
 
@@ -336,6 +340,14 @@ _NAMES: Mapping[str, str] = {
     "oar": '# memory_resource = "memcore"        # property that tells the memory of a core\n',
 }
 
+_DRIVER_TEMPLATE = """\
+# What the driver's own job asks for, if it is submitted: alphasweep submit SWEEP --on THIS_FILE
+[driver]
+memory = "2 GB"
+walltime = "24:00:00"          # it goes back into the queue before, until all is done
+
+"""
+
 _TEMPLATE = """\
 # Where the workers of a sweep run: alphasweep run SWEEP --on THIS_FILE
 # A job of the queue is one worker: one process that computes with one thread.
@@ -358,12 +370,7 @@ prologue = [
 {names}# skip_directives = ["--mem="]       # header lines that this queue does not accept
 # early_deaths = 5                   # so many jobs may die young before the run stops
 
-# What the driver's own job asks for, if it is submitted: alphasweep submit SWEEP --on THIS_FILE
-# [driver]
-# memory = "2 GB"
-# walltime = "24:00:00"        # it goes back into the queue before, until all is done
-
-# What a job asks for, by the size N of its parts; `alphasweep plan SWEEP --on THIS_FILE` says what
+{driver}# What a job asks for, by the size N of its parts; `alphasweep plan SWEEP --on THIS_FILE` says what
 # they need. Memory and walltime have no default. Walltimes are whole minutes.
 [[classes]]
 name = "small"

@@ -11,15 +11,16 @@
 #   cluster.sh stop-controller   slurmctld is away: the queue does not answer, and jobs go on
 #   cluster.sh start-controller  it is back
 #
-# It all lives in $ALPHASWEEP_SLURM_ROOT (default: alphasweep-slurm in the temporary folder), and
-# runs as whoever starts it, root or not. It listens on loopback only.
+# It all lives in $ALPHASWEEP_SLURM_ROOT (default: alphasweep-slurm-UID in the temporary folder), and
+# runs as whoever starts it, root or not: each user has one of his own. It listens on loopback only.
 #
-# Partitions of 4 nodes: normal and short (walltimes of a minute), with 2 CPUs of each node; wide,
-# for 64 workers; scavenge, whose jobs are requeued when urgent wants their node.
+# Partitions of 4 nodes: normal (walltimes of a day, as on a cluster) and short (of two minutes),
+# with 2 CPUs of each node; wide, for 64 workers; scavenge, whose jobs are requeued when urgent wants
+# their node.
 set -euo pipefail
 
-ROOT=${ALPHASWEEP_SLURM_ROOT:-${TMPDIR:-/tmp}/alphasweep-slurm}
-PORT=${ALPHASWEEP_SLURM_PORT:-16817} # of slurmctld; the nodes follow
+ROOT=${ALPHASWEEP_SLURM_ROOT:-${TMPDIR:-/tmp}/alphasweep-slurm-$(id -u)}
+PORT=${ALPHASWEEP_SLURM_PORT:-} # of slurmctld; the nodes follow. Default: free ones
 # Seconds between two looks at the memory of a job: each job looks at every process there is.
 POLL=${ALPHASWEEP_SLURM_POLL:-2}
 NODES=4
@@ -38,8 +39,26 @@ install_packages() {
   apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
 }
 
+# taken PORT: does anyone listen there?
+taken() { (: <>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# The first of five free ports, looked for from a place of the user's own: others have theirs, and
+# may look for some at this moment. Below those that the system gives away.
+free_ports() {
+  local first=$((16817 + $(id -u) % 1499 * 10)) i=0
+  while [ $i -le $NODES ]; do
+    if taken $((first + i)); then
+      first=$((first < 31000 ? first + 10 : 16817)) i=0
+    else
+      i=$((i + 1))
+    fi
+  done
+  echo "$first"
+}
+
 configure() {
   local kB memory
+  PORT=${PORT:-$(free_ports)}
   # Of what is free, not of all: a job that asks for memory must find it.
   kB=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
   memory=$((kB / 1024 * 9 / 10 / NODES))
@@ -97,7 +116,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=$POLL
 JobAcctGatherParams=OverMemoryKill
 NodeName=n[1-$NODES] NodeHostname=$HOST NodeAddr=127.0.0.1 Port=[$((PORT + 1))-$((PORT + NODES))] CPUs=$CPUS RealMemory=$memory State=UNKNOWN
-PartitionName=normal Nodes=ALL Default=YES MaxCPUsPerNode=2 MaxTime=60 DefaultTime=10 PriorityTier=10 PreemptMode=OFF
+PartitionName=normal Nodes=ALL Default=YES MaxCPUsPerNode=2 MaxTime=1-0 DefaultTime=10 PriorityTier=10 PreemptMode=OFF
 PartitionName=short Nodes=ALL MaxCPUsPerNode=2 MaxTime=2 DefaultTime=1 PriorityTier=10 PreemptMode=OFF
 PartitionName=wide Nodes=ALL MaxTime=60 DefaultTime=10 PriorityTier=10 PreemptMode=OFF
 PartitionName=scavenge Nodes=ALL MaxTime=60 DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE
@@ -116,9 +135,16 @@ alive() {
     ! grep -q '^State:.*Z' "/proc/$pid/status"
 }
 
+# Nodes that outlived their controller listen where the file says.
+running() {
+  local file
+  for file in "$ROOT"/run/slurmd.*.pid; do alive slurmd "$file" && return; done
+  alive slurmctld "$ROOT/run/slurmctld.pid"
+}
+
 start() {
   local i
-  alive slurmctld "$ROOT/run/slurmctld.pid" || configure
+  running || configure
   if ! alive munged "$ROOT/run/munged.pid"; then
     rm -f "$ROOT"/run/munge.socket*
     munged --force --num-threads=2 --key-file="$ROOT/etc/munge.key" \
@@ -216,7 +242,7 @@ case "${1:-} $#" in
 "stop-controller 1") end slurmctld "$ROOT/run/slurmctld.pid" ;;
 "start-controller 1") start_controller ;;
 *)
-  sed -n '2,19s/^# \{0,1\}//p' "$0"
+  sed -n '2,20s/^# \{0,1\}//p' "$0"
   exit 2
   ;;
 esac
