@@ -370,7 +370,8 @@ prologue = [
 {names}# skip_directives = ["--mem="]       # header lines that this queue does not accept
 # early_deaths = 5                   # so many jobs may die young before the run stops
 
-{driver}# What a job asks for, by the size N of its parts; `alphasweep plan SWEEP --on THIS_FILE` says what
+{driver}\
+# What a job asks for, by the size N of its parts; `alphasweep plan SWEEP --on THIS_FILE` says what
 # they need. Memory and walltime have no default. Walltimes are whole minutes.
 [[classes]]
 name = "small"

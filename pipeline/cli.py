@@ -23,7 +23,7 @@ from pipeline import terminal
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.files import replace_text
 from pipeline.layout import figures_folder
-from pipeline.plan import MARGIN, SECONDS_PER_PART, Plan, calibrate, make_plan
+from pipeline.plan import MARGIN, SECONDS_PER_PART, CostModel, Plan, calibrate, make_plan
 from pipeline.provenance import code_version
 from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
 from pipeline.store import Store, StoreError, Writer, wider_sweep
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # distributed takes a second to load
 _SECONDS_PER_PART_QUEUED = 60.0
 _SUBMITTED = "driver.job"  # beside the store: the id of the job of a submitted driver
 _HOW_OVER = {"PENDING": 1, "COMPLETING": 2}  # of the jobs of one driver, the first is shown
+_KILLED_AT = 0.95  # of its share of the memory, see cluster.launch.local
 _REQUEUE_STATUS = 75  # EX_TEMPFAIL; cluster.submit's script then puts the job back
 # What has to be the same on driver and workers, or numbers or messages would not be.
 _SAME_VERSIONS = ("alphasweep", "numpy", "scipy", "distributed", "dask", "cloudpickle")
@@ -46,7 +47,6 @@ _SAME_FILES = ("kernels", "pipeline")
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -135,15 +135,25 @@ def plan(
     store: StoreOption = None,
     on: OnOption = None,
     part_seconds: PartOption = None,
+    workers: WorkersOption = None,
     retry_failed: RetryOption = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object: the numbers of the tables.")
+    ] = False,
 ) -> None:
-    """Show what a run would do and cost, without running it."""
+    """Show what a run would do and cost, without running it. Exits 1 if it does not fit."""
     wanted, place = _sweep_and_store(sweep, store)
     with _reported_errors():
-        todo = _plan(wanted, place, _part_seconds(part_seconds, on), retry_failed)
-        terminal.show_plan(wanted, todo)
-        if on:
-            _show_jobs(_Placement(on, todo), place)
+        model = _cost_model(wanted, place)
+        todo = _plan(wanted, place, model, _part_seconds(part_seconds, on), retry_failed)
+        found = {"store": str(place.path)} | todo.numbers()
+        try:
+            found |= _staff(todo, workers, on)
+        finally:
+            typer.echo(json.dumps(found)) if as_json else terminal.show_plan(found)
+        if "classes" in found and not as_json:
+            assert on is not None
+            _show_jobs(_Placement(on, todo), found["classes"], place)
     _end_if_lost()
 
 
@@ -164,11 +174,17 @@ def run(
     wanted, place = _sweep_and_store(sweep, store)
     seconds = _part_seconds(part_seconds, on)
     with _reported_errors(), _signals():
+        model = _cost_model(wanted, place)
+        if not place.exists() or wider_sweep(place, wanted) != place.sweep():
+            # What does not fit is refused before anything is written.
+            _staff(_plan(wanted, place, model, seconds, retry_failed), workers, on)
         with terminal.hurried(), place.lock(wait=wait) as writer:
             writer.prepare(wanted, mix=other_numbers)
-            todo = _plan(wanted, place, seconds, retry_failed)
+            todo = _plan(wanted, place, model, seconds, retry_failed)
             if any(todo.parts.values()):
                 _compute(wanted, writer, todo, workers, on)
+            else:
+                say(f"{wanted.name}: nothing is to be computed; the figures are drawn again.")
         _conclude(place)
 
 
@@ -189,7 +205,8 @@ def submit(
     wanted, place = _sweep_and_store(sweep, store)
     seconds = _part_seconds(part_seconds, on)
     with _reported_errors():
-        placement = _Placement(on, _plan(wanted, place, seconds, retry_failed))
+        model = _cost_model(wanted, place)
+        placement = _Placement(on, _plan(wanted, place, model, seconds, retry_failed))
         with place.lock() as writer:
             writer.prepare(wanted, mix=other_numbers)
         command = [sys.executable, "-m", "pipeline.cli", "run", str(place.path), "--wait"]
@@ -337,12 +354,42 @@ def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
     return sweep, Store(store or f"{sweep.name}.zarr")
 
 
-def _plan(sweep: Sweep, store: Store, seconds: float, retry_failed: bool) -> Plan:
+def _cost_model(sweep: Sweep, store: Store) -> CostModel:
     there = store if store.exists() else None
     if there:
         wider_sweep(there, sweep)  # refuses the store of another sweep before it is measured
-    model = calibrate(sweep.recipe, there)
+    return calibrate(sweep.recipe, there)
+
+
+def _plan(sweep: Sweep, store: Store, model: CostModel, seconds: float, retry_failed: bool) -> Plan:
+    there = store if store.exists() else None
     return make_plan(sweep, model, there, seconds_per_part=seconds, retry_failed=retry_failed)
+
+
+def _staff(todo: Plan, workers: int | None, on: Path | None) -> dict[str, Any]:
+    """Say who would compute the plan, and how long it takes; refuse what does not fit.
+
+    Returns
+    -------
+    dict
+        Empty if there is nothing to do. ``workers``, ``wall_seconds_least`` and
+        ``wall_seconds_most``, without the time in a queue; with a cluster also a list of
+        ``classes`` with their ``name``, ``sizes`` (N), ``jobs``, ``parts``, ``core_hours_least``,
+        ``core_hours_most``, ``longest_part_seconds`` and ``memory_bytes`` of what they compute,
+        and ``walltime_seconds`` and ``job_memory_bytes`` of their jobs.
+    """
+    found: dict[str, Any] = {}
+    if not any(todo.parts.values()):
+        return found
+    if on is None:
+        groups = [(tuple(todo.parts), _workers(todo, workers))]
+    else:
+        placement = _Placement(on, todo)
+        found["classes"] = placement.classes()
+        groups = [(row["sizes"], row["jobs"]) for row in found["classes"]]
+    least, most = todo.wall(groups)
+    number = sum(jobs for _, jobs in groups)
+    return found | {"workers": number, "wall_seconds_least": least, "wall_seconds_most": most}
 
 
 def _part_seconds(asked: float | None, on: Path | None) -> float:
@@ -412,28 +459,27 @@ class _Placement:
         """Parts of a class."""
         return sum(self.todo.parts[N] for N in self.sizes[name])
 
+    def classes(self) -> list[dict[str, Any]]:
+        """Say what each class in use computes, and what its jobs ask for, see `_staff`."""
+        return [
+            {
+                "name": size.name,
+                "sizes": self.sizes[size.name],
+                "jobs": self.jobs[size.name],
+                **self.todo.of(self.sizes[size.name]),
+                "walltime_seconds": size.walltime,
+                "job_memory_bytes": size.memory,
+            }
+            for size in self.profile.classes
+            if size.name in self.sizes
+        ]
 
-def _show_jobs(placement: _Placement, store: Store) -> None:
+
+def _show_jobs(placement: _Placement, classes: list[dict[str, Any]], store: Store) -> None:
     from cluster.launch import job_script
 
     profile = placement.profile
-    terminal.show_classes(
-        [
-            (
-                size.name,
-                ", ".join(map(str, placement.sizes[size.name])),
-                placement.jobs[size.name],
-                placement.parts(size.name),
-                placement.seconds(size.name),
-                max(placement.todo.longest[N] for N in placement.sizes[size.name]),
-                size.walltime,
-                max(placement.todo.bytes[N] for N in placement.sizes[size.name]),
-                size.memory,
-            )
-            for size in profile.classes
-            if size.name in placement.sizes
-        ]
-    )
+    terminal.show_classes(classes)
     say("N goes to the smallest class whose up_to_N holds it.")
     if profile.kind != "local":
         for size in profile.classes:
@@ -469,10 +515,11 @@ def _compute(
 ) -> None:
     from pipeline.drive import drive  # distributed takes a second to load
 
+    found = todo.numbers()
+    cost = terminal.between(found["core_hours_least"], found["core_hours_most"])
     say(
-        f"{sweep.name}: {sum(todo.missing.values()):,} cells to compute, at most "
-        f"{sum(todo.seconds.values()) / 3600:.3g} core-hours; {todo.done:,} of {todo.cells:,} are "
-        "done."
+        f"{sweep.name}: {found['missing']:,} cells to compute, {cost} core-hours; {todo.done:,} of "
+        f"{todo.cells:,} are done."
     )
     crew = _queue(writer, todo, on) if on else _this_machine(todo, workers)
     try:
@@ -549,14 +596,22 @@ def _queue(writer: Writer, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], C
 
 
 def _workers(todo: Plan, asked: int | None) -> int:
-    if asked is not None:
-        return asked
     from dask.system import CPU_COUNT  # a container may use less than there is
     from distributed.system import MEMORY_LIMIT
 
-    memory = min(MEMORY_LIMIT, psutil.virtual_memory().available)
-    fitting = int(0.8 * memory / max(todo.bytes.values()))
-    return max(1, min(int(CPU_COUNT), fitting, sum(todo.parts.values())))
+    bytes_of = {N: todo.bytes[N] for N, parts in todo.parts.items() if parts}
+    largest = max(bytes_of, key=bytes_of.__getitem__)
+    # Each worker has its share, and is killed when it holds nearly all of that.
+    most = int(_KILLED_AT * MEMORY_LIMIT / bytes_of[largest])
+    if most < (asked or 1):
+        need, limit = terminal.size(bytes_of[largest]), terminal.size(_KILLED_AT * MEMORY_LIMIT)
+        remedy = f"lower --workers to {most}" if most else "leave out the largest N or alpha"
+        raise _TooLargeError(
+            f"{asked or 1} workers on this machine must have {need} each, which N = {largest} "
+            f"takes; they can have {limit} in all: {remedy}, or use a cluster, --on PROFILE."
+        )
+    fitting = int(0.8 * min(MEMORY_LIMIT, psutil.virtual_memory().available) / bytes_of[largest])
+    return asked or max(1, min(int(CPU_COUNT), fitting, sum(todo.parts.values())))
 
 
 def _status(store: Store) -> dict[str, Any]:
@@ -569,8 +624,7 @@ def _status(store: Store) -> dict[str, Any]:
     holder = store.holder()
     said = store.progress() if holder else {}
     running = min(int(said.get("running", 0)), cells.size - done - failed)
-    predicted, begun = said.get("predicted_seconds", 0.0), said.get("predicted_done", 0.0)
-    left = (predicted / begun - 1) * said["elapsed"] if begun else None
+    begun = said.get("predicted_done", 0.0) + said.get("predicted_running", 0.0)
     return {
         "store": str(store.path),
         "name": sweep.name,
@@ -580,12 +634,17 @@ def _status(store: Store) -> dict[str, Any]:
         "failed": failed,
         "missing": cells.size - done - failed - running,
         "rate": float(said.get("rate", 0.0)),
-        "seconds_left": left,
+        "parts": said.get("parts", 0),
+        "parts_done": said.get("parts_done", 0),
+        "parts_running": said.get("parts_running", 0),
+        "longest_seconds": said.get("longest_seconds", 0.0),
+        "longest_predicted": said.get("longest_predicted", 0.0),
+        "seconds_left": said.get("seconds_left"),
         "driver": holder,
         "driver_job": _driver_job(store),
         "cluster": said.get("cluster", {}),
         "core_hours_used": sum(c["core_seconds"] for c in said.get("cluster", {}).values()) / 3600,
-        "core_hours_left": (predicted - begun) / 3600,
+        "core_hours_left": (said.get("predicted_seconds", 0.0) - begun) / 3600,
         "efficiency": _efficiency(said),
         "errors": [f"{failure['part']}: {failure['error']}" for failure in store.failures()],
     }
@@ -669,6 +728,10 @@ def _draw(store: Store, probability: xr.Dataset, half: xr.Dataset, laws: xr.Data
         say(f"Figures: {folder}")
 
 
+class _TooLargeError(RuntimeError):
+    """A sweep that this machine has no memory for."""
+
+
 class _Requeue(KeyboardInterrupt):
     """The driver's own job is about to end: stop, and say that there is more to do."""
 
@@ -677,7 +740,7 @@ class _Requeue(KeyboardInterrupt):
 def _reported_errors() -> Iterator[None]:
     try:
         yield
-    except (StoreError, SweepError) as error:
+    except (StoreError, SweepError, _TooLargeError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(

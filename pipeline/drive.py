@@ -35,7 +35,12 @@ _NOT_THE_PARTS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "COM
 
 @dataclass
 class Progress:
-    """Where a run is. ``done`` counts cells that are safe on the disk, committed or handed in."""
+    """Where a run is. ``done`` counts cells that are safe on the disk, committed or handed in.
+
+    ``predicted_seconds`` are core-seconds of the whole plan; of them are done those of finished
+    parts, and running those that passed in the ``parts_running``. ``longest_seconds`` is how long
+    the first of these has been running, and ``longest_predicted`` how long it should.
+    """
 
     cells: int
     done: int
@@ -46,6 +51,10 @@ class Progress:
     workers: int
     predicted_seconds: float
     predicted_done: float = 0.0
+    predicted_running: float = 0.0
+    parts_running: int = 0
+    longest_seconds: float = 0.0
+    longest_predicted: float = 0.0
     cells_now: int = 0
     runs_now: int = 0
     elapsed: float = 0.0
@@ -56,6 +65,17 @@ class Progress:
     def rate(self) -> float:
         """Cells a second of this run."""
         return self.cells_now / self.elapsed if self.elapsed > 0 else 0.0
+
+    @property
+    def predicted_begun(self) -> float:
+        """Core-seconds of the plan that have passed, in parts that are done or running."""
+        return self.predicted_done + self.predicted_running
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the end, at the speed so far; None if nothing can be said."""
+        begun, total = self.predicted_begun, self.predicted_seconds
+        return (total / begun - 1) * self.elapsed if 0 < begun < total else None
 
 
 @dataclass(frozen=True)
@@ -221,11 +241,29 @@ class _Run:
         progress.elapsed = time.monotonic() - self._began
         progress.running = sum(len(p.seeds) for lane in self._traffic for p in lane.running)
         progress.workers = sum(traffic.lane.workers() for traffic in self._traffic)
+        self._measure_parts()
         cluster = self._workforce.state() if self._workforce else {}
         held = (state["core_seconds"] for state in cluster.values())
         progress.core_seconds = sum(held) if cluster else progress.workers * progress.elapsed
-        self._writer.say(**asdict(progress), rate=progress.rate, cluster=cluster)
+        self._writer.say(
+            **asdict(progress),
+            rate=progress.rate,
+            seconds_left=progress.seconds_left,
+            cluster=cluster,
+        )
         self._watch(progress)
+
+    def _measure_parts(self) -> None:
+        """Note how far the parts that workers have in hand should be: they may take minutes."""
+        now, progress = time.monotonic(), self.progress
+        spans = [
+            (now - since, self._plan.part_seconds(part))
+            for traffic in self._traffic
+            for part, since in traffic.in_hand(now).items()
+        ]
+        progress.parts_running = len(spans)
+        progress.predicted_running = sum(min(span) for span in spans)
+        progress.longest_seconds, progress.longest_predicted = max(spans, default=(0.0, 0.0))
 
     def _fill(self) -> None:
         for traffic in self._traffic:
@@ -384,11 +422,18 @@ class _Traffic:
         self.again: deque[_Sent] = deque()
         self.settled = 0
         self._a_tick = 0
+        self._since: dict[Part, float] = {}
         self._first = _sendings(plan.work(lane.sizes))
 
     def measure(self) -> None:
         """Note, every tick, how many parts settle in one."""
         self._a_tick, self.settled = self.settled, 0
+
+    def in_hand(self, now: float) -> dict[Part, float]:
+        """Which parts workers compute, one each in the order of their sending, and since when."""
+        first = islice(self.running, self.lane.workers())
+        self._since = {part: self._since.get(part, now) for part in first}
+        return self._since
 
     def batch(self) -> list[_Sent]:
         """Take the next parts to send, if there is room for some.

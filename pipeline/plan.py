@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from kernels.descent import descend
-from kernels.hessian import DENSE_UP_TO
-from kernels.instance import draw_instance, uniform_starts
+from kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
+from kernels.instance import Instance, draw_instance, uniform_starts
+from kernels.loss import Array
 from pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
 from pipeline.layout import seeds_per_chunk
 from pipeline.part import Part
@@ -24,85 +25,211 @@ from pipeline.store import Block, Store, wider_sweep
 
 SECONDS_PER_PART = 5.0
 MARGIN = 1.5  # a part may take so much longer than predicted
-_CALIBRATION_N = (16, 64, 256, 1024)
-_CALIBRATION_SECONDS = 1.0
-_DRAW_SECONDS = 1e-8  # a normal variate
-_RECORD_SECONDS = 1e-3  # what NumPy's calls take at a record, however small the problem
-_THEORY_SECONDS = 1e-7  # edge and outlier, a sample and start
-_PRODUCT_SECONDS = 2e-10  # a multiply-add of ARPACK's products with X, bound by memory
-_ARPACK_PRODUCTS = 300
+_EARLIEST = 0.1  # of t_max: when starts that recover at once are through
 _PROCESS_BYTES = 300e6  # a worker with NumPy, SciPy, xarray, zarr and distributed loaded
 _FILES_BESIDE = 40  # metadata, coordinates, lock, log
+_BUSY = 2.0  # times as long takes what is measured on a free core, where all cores compute
+_PART_SECONDS = 0.05  # of each part: its file, its way, and what a worker loads for its first
+_START_SECONDS = 1.0, 5.0  # until workers on this machine are there
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+_SIZES = (16, 64, 256, 512)  # N that are measured; beyond, a flop takes what it takes there
+_ROWS = 3  # measurements / N of what is measured
+_REPEATS = 7
+_MOST_STARTS = 256  # more take as long each
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the pieces of a cell take on a core, in seconds.
+
+    Attributes
+    ----------
+    cell, step, record : float
+        Of each cell, step and recorded step, however small the problem.
+    flop : tuple of float
+        Of a flop of the descent, beyond that, at `_SIZES`.
+    sample : float
+        Of a recorded step, for each sample and start.
+    probe : tuple of float
+        Of the lowest eigenpairs, for each entry of the sensing matrix, at `_SIZES`.
+    entry : float
+        To draw an entry of the sensing matrix.
+    """
+
+    cell: float
+    step: float
+    record: float
+    flop: tuple[float, ...]
+    sample: float
+    probe: tuple[float, ...]
+    entry: float
+
+    def bound(self, recipe: Recipe, alpha: float, N: int) -> float:
+        """Seconds of a cell (alpha, N, seed) whose starts all last until t_max."""
+
+        def at(values: tuple[float, ...]) -> float:
+            return float(np.interp(np.log(N), np.log(_SIZES), values))
+
+        M, R = measurements(alpha, N), len(recipe.start)
+        step = self.step + 4 * M * N * R * at(self.flop)
+        record = self.record + M * R * self.sample
+        probe = M * N * at(self.probe)
+        return (
+            self.cell
+            + M * N * self.entry
+            + recipe.steps[-1] * step
+            + len(recipe.steps) * record
+            + len(recipe.probe_steps) * probe
+        )
+
+
+REFERENCE = Speed(
+    cell=1e-3,
+    step=2e-5,
+    record=6e-4,
+    flop=(20e-12, 16e-12, 12e-12, 11e-12),
+    sample=7e-8,
+    probe=(2e-7, 3e-8, 3e-8, 7e-8),
+    entry=1e-8,
+)
+"""A core of a server with AVX2, in single precision: parts are cut by it, whatever the machine."""
+
 
 @dataclass(frozen=True)
 class CostModel:
-    """Predicts the seconds a cell takes on one core of this machine.
+    """Predicts the seconds a cell takes on one core.
 
     Until a cell like it was run, it is an upper bound: every start is taken to last until t_max.
 
     Attributes
     ----------
-    flop_seconds : (K,)
-        Seconds a flop of the descent, measured at ``_CALIBRATION_N``.
+    speed : Speed
     correction : float
         Ratio of real to predicted seconds in the store, 1 without experience.
     known : dict
         Mean seconds of finished cells by (alpha, N), see `Store.mean_seconds`.
     """
 
-    flop_seconds: npt.NDArray[np.float64]
-    correction: float
-    known: dict[tuple[float, int], float]
+    speed: Speed
+    correction: float = 1.0
+    known: Mapping[tuple[float, int], float] = field(default_factory=dict)
+
+    @classmethod
+    def with_experience(
+        cls, speed: Speed, recipe: Recipe, known: Mapping[tuple[float, int], float]
+    ) -> CostModel:
+        """Correct a speed by cells that were run."""
+        ratios = [spent / speed.bound(recipe, *cell) for cell, spent in known.items()]
+        return cls(speed, float(np.median(ratios)) if ratios else 1.0, known)
 
     def seconds(self, recipe: Recipe, alpha: float, N: int) -> float:
         """Seconds of one cell (alpha, N, seed)."""
         if (alpha, N) in self.known:
             return self.known[alpha, N]
-        return self.correction * self._bound(recipe, alpha, N)
+        return self.correction * self.speed.bound(recipe, alpha, N)
 
-    def _bound(self, recipe: Recipe, alpha: float, N: int) -> float:
-        M, R = measurements(alpha, N), len(recipe.start)
-        per_flop = np.interp(np.log(N), np.log(_CALIBRATION_N), self.flop_seconds)
-        descent = recipe.steps[-1] * 4 * M * N * R * per_flop
-        theory = len(recipe.steps) * (_RECORD_SECONDS + M * R * _THEORY_SECONDS)
-        products = min(N, _ARPACK_PRODUCTS) * 2 * M * N * _PRODUCT_SECONDS
-        probes = len(recipe.probe_steps) * products
-        return float(M * N * _DRAW_SECONDS + descent + theory + probes)
+    def between(self, recipe: Recipe, alpha: float, N: int) -> tuple[float, float]:
+        """Seconds of one cell at least and at most, as far as can be said.
+
+        Of a cell like those that were run, by the noise of machines; else from starts that recover
+        at once to starts that all last until t_max.
+        """
+        expected = self.seconds(recipe, alpha, N)
+        least, most = expected / _BUSY, expected * _BUSY
+        if (alpha, N) not in self.known:
+            bound = self.speed.bound(recipe, alpha, N)
+            least, most = min(least, _EARLIEST * bound), max(most, _BUSY * bound)
+        return least, most
 
 
 def calibrate(recipe: Recipe, store: Store | None = None) -> CostModel:
-    """Measure this machine for about a second, and read the seconds of cells already done."""
-    with threadpool_limits(limits=1, user_api="blas"):
-        rates = np.array([_flop_seconds(N, len(recipe.start)) for N in _CALIBRATION_N])
-    model = CostModel(rates, 1.0, {})
+    """Measure a core of this machine for a second or two, and read the seconds of cells done."""
+    speed = _measure(recipe)
     if store is None:
-        return model
+        return CostModel(speed)
     grid, mean = store.sweep().grid, store.mean_seconds()
     known = {
         (grid.alpha[i], grid.N[j]): float(mean[i, j])
         for i, j in np.argwhere(np.isfinite(mean)).tolist()
     }
-    ratios = [spent / model.seconds(recipe, *cell) for cell, spent in known.items()]
-    return CostModel(rates, float(np.median(ratios)) if ratios else 1.0, known)
+    return CostModel.with_experience(speed, recipe, known)
 
 
-def _flop_seconds(N: int, starts: int) -> float:
-    instance = draw_instance(0, N, 0, M=3 * N)
-    W = uniform_starts(0, N, 0, range(starts))
-    number, spent, rates = 4, 0.0, list[float]()
-    while spent < _CALIBRATION_SECONDS / len(_CALIBRATION_N) or len(rates) < 3:
-        began = time.perf_counter()
-        # A short learning rate: no start ends, and only the steps are timed.
-        descend(instance, W, a=1.0, learning_rate=1e-5, record=(0, number), recovered_at=2.0)
-        took = time.perf_counter() - began
-        rates.append(took / (number * 4 * instance.M * N * starts))
-        spent += took
-        number *= 2
-    return float(np.median(rates))  # others may have stopped this process for a while
+def _measure(recipe: Recipe) -> Speed:
+    R = min(len(recipe.start), _MOST_STARTS)
+    with threadpool_limits(limits=1, user_api="blas"):
+        # At the smallest N everything is overhead.
+        overhead, *pieces = (_Pieces.measured(recipe, N, R) for N in (2, *_SIZES))
+
+    def beyond(piece: float, least: float, number: float) -> float:
+        return max(0.0, piece - least) / number
+
+    largest = pieces[-1]
+    return Speed(
+        cell=overhead.drawing,
+        step=overhead.step,
+        record=overhead.record,
+        flop=tuple(beyond(p.step, overhead.step, 4 * p.entries * R) for p in pieces),
+        sample=beyond(largest.record, overhead.record, _ROWS * _SIZES[-1] * R),
+        probe=tuple(p.probe / p.entries for p in pieces),
+        entry=beyond(largest.drawing, overhead.drawing, largest.entries),
+    )
+
+
+class _Pieces(NamedTuple):
+    """Seconds of the pieces of a cell of one size, and the entries of its sensing matrix."""
+
+    drawing: float
+    step: float
+    record: float
+    probe: float
+    entries: int
+
+    @classmethod
+    def measured(cls, recipe: Recipe, N: int, R: int) -> _Pieces:
+        M, precision = _ROWS * N, recipe.descent.precision
+
+        def draw() -> tuple[Instance, Array]:
+            instance = draw_instance(0, N, 0, M=M, precision=precision)
+            return instance, uniform_starts(0, N, 0, range(R), precision=precision)
+
+        instance, W = draw()
+
+        def descent(steps: int) -> float:
+            # A short learning rate: no start ends, and the first and the last step are recorded.
+            return _least(
+                lambda: descend(
+                    instance, W, a=1.0, learning_rate=1e-5, record=(0, steps), recovered_at=2.0
+                )
+            )
+
+        def probe() -> object:
+            modes = min(recipe.modes, N - 1)
+            return lowest_eigenpairs(instance, W[:, 0], a=1.0, modes=modes)
+
+        steps = max(5, min(256, 4096 // N))
+        few, many = descent(1), descent(steps)
+        step = max(0.0, many - few) / (steps - 1)
+        return cls(
+            drawing=_least(draw),
+            step=step,
+            record=max(0.0, few - step) / 2,
+            probe=_least(probe) if recipe.modes else 0.0,
+            entries=M * N,
+        )
+
+
+def _least(measured: Callable[[], object]) -> float:
+    """Seconds of this process for the fastest of some calls: others may have the core meanwhile."""
+    times = []
+    for _ in range(_REPEATS):
+        began = time.process_time()
+        measured()
+        times.append(time.process_time() - began)
+    return min(times)
 
 
 @dataclass(frozen=True)
@@ -124,7 +251,10 @@ class Plan:
     missing, parts : dict
         Cells to compute, and the parts they are cut into, by N.
     seconds, longest : dict
-        Predicted core-seconds of these cells, and of the longest part, by N.
+        Predicted core-seconds of these cells, and of the longest part, by N. Of cells like which
+        none was run, every start is taken to last until t_max.
+    least, most : dict
+        Between what the core-seconds of these cells can be expected to lie, by N.
     bytes : dict
         Peak memory of a worker by N.
     files, disk : int
@@ -139,6 +269,8 @@ class Plan:
     parts: dict[int, int]
     seconds: dict[int, float]
     longest: dict[int, float]
+    least: dict[int, float]
+    most: dict[int, float]
     bytes: dict[int, float]
     files: int
     disk: int
@@ -166,6 +298,60 @@ class Plan:
                     for seed in (int(seed),)
                 ),
             )
+
+    def wall(self, groups: Iterable[tuple[Collection[int], int]]) -> tuple[float, float]:
+        """Seconds that it takes at least and at most, without waiting for a queue.
+
+        Parameters
+        ----------
+        groups : iterable of (N, workers)
+            Which sizes go to how many workers; groups work side by side.
+        """
+        least = most = 0.0
+        for sizes, workers in groups:
+            least = max(least, sum(self.least[N] for N in sizes) / workers)
+            longest = max((self.longest[N] for N in sizes), default=0.0)
+            spent = sum(self.most[N] for N in sizes) / workers
+            most = max(most, spent, _BUSY * longest)
+        return least + _START_SECONDS[0], most + _START_SECONDS[1]
+
+    def numbers(self) -> dict[str, Any]:
+        """Say it all in plain numbers, for a table or a machine.
+
+        Returns
+        -------
+        dict
+            ``name``; ``cells`` of the sweep, of which are ``done``, ``handed_in``, ``failed`` (and
+            left so) or ``missing``; for the missing ones their ``runs`` (cells times starts),
+            ``parts``, ``core_hours_least`` and ``core_hours_most``, ``longest_part_seconds``, and
+            ``memory_bytes`` of a worker; the same by size in the list ``sizes``, with ``N``; and
+            ``files`` and ``disk_bytes`` (before compression) of the finished store.
+        """
+        sizes = self._sweep.grid.N
+        return {
+            "name": self._sweep.name,
+            "cells": self.cells,
+            "done": self.done,
+            "handed_in": self.handed_in,
+            "failed": self.failed,
+            **self.of(sizes),
+            "sizes": [{"N": N, **self.of([N])} for N in sizes],
+            "files": self.files,
+            "disk_bytes": self.disk,
+        }
+
+    def of(self, sizes: Collection[int]) -> dict[str, Any]:
+        """Say what is missing at these N, at least one, see `numbers`."""
+        missing = sum(self.missing[N] for N in sizes)
+        return {
+            "missing": missing,
+            "runs": missing * len(self._sweep.grid.start),
+            "parts": sum(self.parts[N] for N in sizes),
+            "core_hours_least": sum(self.least[N] for N in sizes) / 3600,
+            "core_hours_most": sum(self.most[N] for N in sizes) / 3600,
+            "longest_part_seconds": max(self.longest[N] for N in sizes),
+            "memory_bytes": int(max(self.bytes[N] for N in sizes)),
+        }
 
     def part_seconds(self, part: Part) -> float:
         """Predicted core-seconds of a part."""
@@ -210,8 +396,9 @@ class _Runs:
         i, j, first = np.nonzero(begins)
         length = np.nonzero(ends)[2] - first + 1
         number = -(-length // size[i, j])
-        part_cost = cost[i, j] * np.minimum(size[i, j], wanted.shape[2])
-        order = np.lexsort((first, j, i, -part_cost))
+        longest = np.zeros_like(cost)
+        np.maximum.at(longest, (i, j), cost[i, j] * -(-length // number))
+        order = np.lexsort((first, j, i, -longest[i, j]))
         return cls(i, j, chunk[first], seeds[first], length, number, order)
 
 
@@ -246,10 +433,17 @@ def make_plan(
     wanted = (status == MISSING) & ~handed_in
     if retry_failed:
         wanted |= status == FAILED
-    cost = np.array([[model.seconds(recipe, alpha, N) for N in grid.N] for alpha in grid.alpha])
-    size = np.maximum(1, seconds_per_part / cost).astype(np.int64)
+
+    def each(of: Callable[[Recipe, float, int], Any]) -> npt.NDArray[np.float64]:
+        return np.array([[of(recipe, alpha, N) for N in grid.N] for alpha in grid.alpha])
+
+    cost, between = each(model.seconds), each(model.between)
+    # Not by what was measured, which is never the same twice: whoever plans a sweep, and then runs
+    # it, here or elsewhere, counts the same parts.
+    reference = CostModel.with_experience(REFERENCE, recipe, model.known)
+    size = np.maximum(1, seconds_per_part / each(reference.seconds)).astype(np.int64)
     runs = _Runs.of(wanted, seeds, chunk, size, cost)
-    missing = wanted.sum(axis=(0, 2))
+    wanted_here = wanted.sum(axis=2)
     parts = np.bincount(runs.j, runs.number, len(grid.N)).astype(int)
     longest = np.zeros(len(grid.N))
     np.maximum.at(longest, runs.j, cost[runs.i, runs.j] * -(-runs.length // runs.number))
@@ -264,10 +458,12 @@ def make_plan(
         done=int((status == DONE).sum()),
         failed=int(((status == FAILED) & ~wanted).sum()),
         handed_in=int(handed_in.sum()),
-        missing=by_N(missing),
+        missing=by_N(wanted_here.sum(axis=0)),
         parts=by_N(parts),
-        seconds=by_N((cost * wanted.sum(axis=2)).sum(axis=0)),
+        seconds=by_N((cost * wanted_here).sum(axis=0)),
         longest=by_N(longest),
+        least=by_N((between[..., 0] * wanted_here).sum(axis=0)),
+        most=by_N((between[..., 1] * wanted_here).sum(axis=0) + parts * _PART_SECONDS),
         bytes={N: _peak_bytes(recipe, max(grid.alpha), N) for N in grid.N},
         files=blocks * len(cell_variables(recipe)) + _FILES_BESIDE,
         disk=int(cells) * cell_dtype(recipe).itemsize,

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -19,7 +20,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline.plan import Plan
-from pipeline.spec import Sweep
 
 if TYPE_CHECKING:  # distributed takes a second to load
     from pipeline.drive import Progress as Where
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # distributed takes a second to load
 _PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
 _WATCH_SECONDS = 3.0
 _PATIENCE = 1.0  # seconds, with a reader who does not read, while a run goes on
+_LONG_PART = 30.0  # seconds after which one is told of while it runs
 _ERRORS = 10  # failed cells that are listed without being asked for
 
 console = Console(emoji=False)  # or a path with :x: in it would be shown as another
@@ -124,32 +125,38 @@ def hurried() -> Iterator[None]:
             output.patience = None
 
 
-def show_plan(sweep: Sweep, plan: Plan) -> None:
-    """Print what a run would do and cost."""
-    table = Table(title=f"{sweep.name}: what is missing", title_justify="left")
-    for column in ("N", "cells", "runs", "parts", "core-hours, at most", "peak memory a worker"):
+def show_plan(found: Mapping[str, Any]) -> None:
+    """Print what `plan --json` prints, for a person."""
+    table = Table(title=f"{found['name']}: what is missing", title_justify="left")
+    for column in ("N", "cells", "runs", "parts", "core-hours", "peak memory a worker"):
         table.add_column(column, justify="right")
-    starts = len(sweep.grid.start)
-
-    def add(name: str, cells: int, parts: int, seconds: float, peak: float) -> None:
-        hours = f"{seconds / 3600:.3g}"
-        table.add_row(name, f"{cells:,}", f"{cells * starts:,}", f"{parts:,}", hours, size(peak))
-
-    for N in sweep.grid.N:
-        add(str(N), plan.missing[N], plan.parts[N], plan.seconds[N], plan.bytes[N])
-    table.add_section()
-    add(
-        "all",
-        sum(plan.missing.values()),
-        sum(plan.parts.values()),
-        sum(plan.seconds.values()),
-        max(plan.bytes.values()),
-    )
+    for row in [*found["sizes"], found]:
+        if row is found:
+            table.add_section()
+        table.add_row(
+            str(row.get("N", "all")),
+            f"{row['missing']:,}",
+            f"{row['runs']:,}",
+            f"{row['parts']:,}",
+            between(row["core_hours_least"], row["core_hours_most"]),
+            size(row["memory_bytes"]),
+        )
     console.print(table)
     say(
-        f"{plan.cells:,} cells in all: {plan.done:,} done, {plan.handed_in:,} waiting for their "
-        f"commit, {plan.failed:,} failed. The finished store: {plan.files:,} files, at most "
-        f"{size(plan.disk)} (before compression)."
+        f"{found['cells']:,} cells in all: {found['done']:,} done, {found['handed_in']:,} waiting "
+        f"for their commit, {found['failed']:,} failed. The finished store: {found['files']:,} "
+        f"files, at most {size(found['disk_bytes'])} (before compression)."
+    )
+    if not found["parts"]:
+        say("Nothing is to be computed.")
+        return
+    if "workers" in found:
+        least, most = duration(found["wall_seconds_least"]), duration(found["wall_seconds_most"])
+        where = "once their jobs run" if "classes" in found else "on this machine"
+        say(f"It takes {least} to {most} with {found['workers']} workers, {where}.")
+    say(
+        "These are estimates, for cores that do nothing else: from starts that recover at once to "
+        "starts that all last until t_max. Cells like those that were run are predicted by them."
     )
 
 
@@ -197,7 +204,7 @@ def progress(plan: Plan) -> Iterator[Callable[[Where], None]]:
         task = bar.add_task("", total=sum(plan.seconds.values()), note="starting workers")
 
         def watch(where: Where) -> None:
-            bar.update(task, completed=where.predicted_done, note=_note(where))
+            bar.update(task, completed=where.predicted_begun, note=_note(where))
 
         yield watch
 
@@ -216,15 +223,22 @@ def _note(where: Where) -> str:
     rate = where.runs_now / where.elapsed if where.elapsed else 0.0
     return (
         f"{where.parts_done}/{where.parts} parts, {rate:.3g} runs/s, {where.failed} failed, "
-        f"{where.workers} workers"
+        f"{where.workers} workers{under_way(asdict(where))}"
     )
 
 
-def _left(where: Where) -> str:
-    if not 0 < where.predicted_done < where.predicted_seconds:
+def under_way(where: Mapping[str, Any]) -> str:
+    """Tell of parts that take long, by the `Progress` of a run as a document."""
+    number, seconds = where.get("parts_running", 0), where.get("longest_seconds", 0.0)
+    if seconds < _LONG_PART:
         return ""
-    speed = where.predicted_done / where.elapsed
-    return f", about {duration((where.predicted_seconds - where.predicted_done) / speed)} left"
+    parts = "1 part running" if number == 1 else f"{number} parts running, the first"
+    return f", {parts} for {duration(seconds)} of about {duration(where['longest_predicted'])}"
+
+
+def _left(where: Where) -> str:
+    left = where.seconds_left
+    return f", about {duration(left)} left" if left else ""
 
 
 def show_status(found: Mapping[str, Any]) -> None:
@@ -259,7 +273,10 @@ def show_status(found: Mapping[str, Any]) -> None:
         return
     left = f", about {duration(found['seconds_left'])} left" if found["seconds_left"] else ""
     efficiency = f", efficiency {found['efficiency']:.0%}" if found["efficiency"] else ""
-    say(f"driven by {found['driver']}: {60 * found['rate']:.3g} cells a minute{left}{efficiency}")
+    say(
+        f"driven by {found['driver']}: {60 * found['rate']:.3g} cells a minute"
+        f"{under_way(found)}{left}{efficiency}"
+    )
     for name, state in found["cluster"].items():
         why = ", ".join(f"{number} {reason}" for reason, number in state["reasons"].items())
         say(
@@ -268,27 +285,26 @@ def show_status(found: Mapping[str, Any]) -> None:
         )
     if found["cluster"]:
         say(
-            f"{found['core_hours_used']:.3g} core-hours used, at most "
+            f"{found['core_hours_used']:.3g} core-hours used, about "
             f"{found['core_hours_left']:.3g} left"
         )
 
 
-def show_classes(
-    rows: Sequence[tuple[str, str, int, int, float, float, float, float, float]],
-) -> None:
+def show_classes(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print what each class of jobs computes, beside what its jobs ask for."""
     table = Table(title="jobs", title_justify="left")
-    for column in ("class", "N", "jobs", "parts", "core-hours, at most", "longest part", "memory"):
+    for column in ("class", "N", "jobs", "parts", "core-hours", "longest part", "memory"):
         table.add_column(column, justify="right")
-    for name, sizes, jobs, parts, seconds, longest, walltime, peak, memory in rows:
+    for row in rows:
+        longest, walltime = row["longest_part_seconds"], row["walltime_seconds"]
         table.add_row(
-            name,
-            sizes,
-            str(jobs),
-            f"{parts:,}",
-            f"{seconds / 3600:.3g}",
+            row["name"],
+            ", ".join(map(str, row["sizes"])),
+            str(row["jobs"]),
+            f"{row['parts']:,}",
+            between(row["core_hours_least"], row["core_hours_most"]),
             f"{duration(longest)} of {duration(walltime)}",
-            f"{size(peak)} of {size(memory)}",
+            f"{size(row['memory_bytes'])} of {size(row['job_memory_bytes'])}",
         )
     console.print(table)
 
@@ -297,10 +313,11 @@ def show_cost(end: Where, plan: Plan) -> None:
     """Print what a run cost, against its plan."""
     held = end.core_seconds
     efficiency = end.kernel_seconds / held if held else 0.0
+    planned = plan.numbers()
     say(
-        f"{end.cells_now:,} cells in {duration(end.elapsed)} for {held / 3600:.3g} core-hours "
-        f"(planned: at most {sum(plan.seconds.values()) / 3600:.3g}), {efficiency:.0%} of them in "
-        "the kernels."
+        f"{end.cells_now:,} cells in {duration(end.elapsed)} for {held / 3600:.3g} core-hours, "
+        f"{efficiency:.0%} of them in the kernels: {end.kernel_seconds / 3600:.3g} (estimated: "
+        f"{between(planned['core_hours_least'], planned['core_hours_most'])})."
     )
 
 
@@ -323,6 +340,11 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def between(least: float, most: float) -> str:
+    """Write what lies between two numbers."""
+    return f"{least:.2g} to {most:.2g}" if most else "0"
 
 
 def size(number: float) -> str:

@@ -11,7 +11,6 @@ from threading import Event, Lock
 from typing import Any
 
 import dask
-import numpy as np
 import pytest
 import xarray as xr
 from distributed import Client, LocalCluster, get_worker
@@ -21,12 +20,12 @@ from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, drive
 from pipeline.inbox import Inbox
 from pipeline.part import Part, compute
-from pipeline.plan import CostModel, make_plan
+from pipeline.plan import REFERENCE, CostModel, make_plan
 from pipeline.spec import Recipe
 from pipeline.store import Store, StoreError
 from tests.conftest import bits, tiny
 
-MODEL = CostModel(np.full(4, 1e-9), 1.0, {})
+MODEL = CostModel(REFERENCE)
 BAD = Part(2.0, 8, 1, 1)
 
 

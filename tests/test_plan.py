@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +15,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import layout
+from pipeline import plan as plan_module
 from pipeline.layout import seeds_per_chunk
 from pipeline.part import Part, compute
-from pipeline.plan import CostModel, Plan, calibrate, make_plan
+from pipeline.plan import REFERENCE, CostModel, Plan, Speed, Work, calibrate, make_plan
 from pipeline.spec import Sweep, load
 from pipeline.store import Block, Failure, Store, hand_in
 from tests.conftest import fill, tiny
 
-MODEL = CostModel(np.full(4, 1e-9), 1.0, {})
+MODEL = CostModel(REFERENCE)
+
+
+def slower(times: float) -> Speed:
+    """Return a machine for which everything takes so many times as long."""
+
+    def of(value: Any) -> Any:
+        return tuple(map(of, value)) if isinstance(value, tuple) else times * value
+
+    return Speed(**{name: of(value) for name, value in vars(REFERENCE).items()})
+
+
+def sorted_work(plan: Plan) -> list[Work]:
+    """Return the work of a plan by block."""
+    return sorted(plan.work(), key=lambda work: (work.block.alpha, work.block.N, work.block.chunk))
 
 
 def cells(plan: Plan) -> Counter[tuple[float, int, int]]:
@@ -67,15 +86,32 @@ def test_parts_take_about_the_time_asked_for() -> None:
     )
 
 
+def test_whoever_plans_and_whoever_runs_cut_the_same_parts(full: Store) -> None:
+    """What was measured, which is never the same twice, changes what they take, not the parts."""
+    wide, slow = tiny(alpha=[2.0, 9.0], N=[8, 12, 64]), slower(7.3)
+    known = {(2.0, 8): 0.4}
+    for seconds in (0.01, 0.05, 0.3, 1.0):
+        for store in (None, full):
+            one, other = (
+                make_plan(wide, model, store, seconds_per_part=seconds)
+                for model in (
+                    CostModel.with_experience(REFERENCE, wide.recipe, known),
+                    CostModel.with_experience(slow, wide.recipe, known),
+                )
+            )
+            assert [w.parts for w in sorted_work(one)] == [w.parts for w in sorted_work(other)]
+            assert one.parts == other.parts
+    plain, slowed = (make_plan(wide, CostModel(speed)) for speed in (REFERENCE, slow))
+    assert plain.parts == slowed.parts
+    assert slowed.seconds[64] == pytest.approx(7.3 * plain.seconds[64])
+
+
 def test_the_longest_parts_come_first() -> None:
     """So that the end of a run is not spent waiting for one worker."""
     plan = make_plan(load("laptop"), MODEL)
-    firsts = [plan.part_seconds(work.parts[0]) for work in plan.work()]
-    assert firsts[0] == pytest.approx(max(firsts))
-    # Parts of one seed have an exact order; longer ones are cut evenly, which blurs it.
-    singles = [s for s, work in zip(firsts, plan.work(), strict=True) if len(work.parts) == 8]
-    assert len(singles) > 3
-    assert singles == sorted(singles, reverse=True)
+    longest = [max(map(plan.part_seconds, work.parts)) for work in plan.work()]
+    assert longest == sorted(longest, reverse=True)
+    assert longest[0] > 2 * longest[-1]
 
 
 def test_work_by_size() -> None:
@@ -142,10 +178,117 @@ def test_experience_replaces_the_forecast(full: Store) -> None:
     seconds = full.open().seconds.values
     model = calibrate(tiny().recipe, full)
     assert model.seconds(tiny().recipe, 2.0, 8) == pytest.approx(seconds[0, 0].mean())
-    bound = CostModel(model.flop_seconds, 1.0, {})
-    ratio = model.seconds(tiny().recipe, 9.0, 8) / bound.seconds(tiny().recipe, 9.0, 8)
+    ratio = model.seconds(tiny().recipe, 9.0, 8) / model.speed.bound(tiny().recipe, 9.0, 8)
     assert ratio == pytest.approx(model.correction)
     assert model.correction != 1.0
+
+
+def test_every_piece_of_a_cell_is_counted() -> None:
+    """Draws, steps, records with their theory, and probes: each as often as it happens."""
+    recipe, M, N, R = tiny().recipe, 32, 8, 2
+    nothing = Speed(0, 0, 0, (0,) * 4, 0, (0,) * 4, 0)
+    often = {
+        "cell": 1,
+        "step": recipe.steps[-1],
+        "record": len(recipe.steps),
+        "flop": recipe.steps[-1] * 4 * M * N * R,
+        "sample": len(recipe.steps) * M * R,
+        "probe": len(recipe.probe_steps) * M * N,
+        "entry": M * N,
+    }
+    assert set(often) == {field.name for field in fields(Speed)}
+    for piece, times in often.items():
+        one = (1.0,) * 4 if piece in ("flop", "probe") else 1.0
+        assert replace(nothing, **{piece: one}).bound(recipe, 4.0, N) == times
+
+
+def test_the_measurement_finds_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds what each piece takes, by a clock that others cannot stop, whatever hiccups."""
+    speed = Speed(0.1, 0.01, 0.3, (4e-6, 3e-6, 2e-6, 1e-6), 1e-4, (5e-5, 6e-5, 7e-5, 8e-5), 1e-5)
+    overhead = replace(speed, flop=(0.0,) * 4, sample=0.0, entry=0.0)
+    recipe = load("quick").recipe
+    clock = calls = 0.0
+
+    def passes(seconds: float) -> None:
+        nonlocal clock, calls
+        calls += 1
+        clock += seconds + (1000.0 if calls % 3 else 0.0)
+
+    def of(N: int) -> Speed:
+        return overhead if N == 2 else speed
+
+    def at(N: int, values: tuple[float, ...]) -> float:
+        return values[max(0, plan_module._SIZES.index(N))] if N > 2 else 0.0
+
+    def drawn(root_seed: int, N: int, seed: int, *, M: int, precision: str) -> SimpleNamespace:
+        assert precision == recipe.descent.precision
+        passes(of(N).cell + of(N).entry * M * N)
+        return SimpleNamespace(N=N, M=M)
+
+    def starts(root_seed: int, N: int, seed: int, start: range, *, precision: str) -> Any:
+        assert len(start) == len(recipe.start)
+        return np.zeros((N, len(start)))
+
+    def descended(instance: Any, W: Any, *, record: tuple[int, int], **settings: Any) -> None:
+        M, (N, R) = instance.M, W.shape
+        step = speed.step + 4 * M * N * R * at(N, speed.flop)
+        passes(record[1] * step + 2 * (of(N).record + M * R * of(N).sample))
+
+    def probed(instance: Any, w: Any, **settings: Any) -> None:
+        passes(instance.M * instance.N * at(instance.N, speed.probe))
+
+    monkeypatch.setattr(plan_module.time, "process_time", lambda: clock)
+    for name, planted in (
+        ("draw_instance", drawn),
+        ("uniform_starts", starts),
+        ("descend", descended),
+        ("lowest_eigenpairs", probed),
+    ):
+        monkeypatch.setattr(plan_module, name, planted)
+    found = calibrate(recipe).speed
+    for field in fields(Speed):
+        assert getattr(found, field.name) == pytest.approx(getattr(speed, field.name)), field.name
+
+
+def test_what_it_can_cost_is_between_two_numbers(full: Store) -> None:
+    """From starts that recover at once to all that last; narrower with cells that were run."""
+    recipe, bound = tiny().recipe, REFERENCE.bound(tiny().recipe, 4.0, 8)
+    least, most = MODEL.between(recipe, 4.0, 8)
+    assert least < 0.2 * bound
+    assert most > 1.5 * bound
+    slow = CostModel.with_experience(REFERENCE, recipe, {(2.0, 8): 9 * MODEL.seconds(recipe, 2, 8)})
+    assert slow.between(recipe, 4.0, 8)[1] > 10 * bound
+    assert slow.between(recipe, 2.0, 8)[0] > 4 * MODEL.seconds(recipe, 2.0, 8)
+    plan = make_plan(tiny(seed=[0, 1, 2, 3, 4]), MODEL, full)
+    for N in tiny().grid.N:
+        assert plan.least[N] < plan.seconds[N] < plan.most[N]
+
+
+def test_the_time_on_the_wall() -> None:
+    """Groups of workers work side by side, and no part is done by two."""
+    plan = make_plan(load("laptop"), MODEL)
+    sizes = tuple(plan.parts)
+    one, ten = plan.wall([(sizes, 1)]), plan.wall([(sizes, 10)])
+    begin = plan.wall([])
+    assert one[0] - begin[0] == pytest.approx(sum(plan.least.values()))
+    assert one[1] - begin[1] == pytest.approx(sum(plan.most.values()))
+    assert ten[1] - begin[1] == pytest.approx(sum(plan.most.values()) / 10)
+    assert plan.wall([(sizes, 10**6)])[1] - begin[1] >= max(plan.longest.values())
+    both = plan.wall([(sizes[:2], 1), (sizes[2:], 10)])
+    assert both == tuple(map(max, plan.wall([(sizes[:2], 1)]), plan.wall([(sizes[2:], 10)])))
+
+
+def test_the_numbers_of_a_plan_add_up() -> None:
+    """Those of the sizes are those of the sweep; all are plain."""
+    plan = make_plan(load("laptop"), MODEL)
+    found = json.loads(json.dumps(plan.numbers()))
+    assert found["cells"] == found["missing"] + found["done"] + found["failed"]
+    for key in ("missing", "runs", "parts", "core_hours_least", "core_hours_most"):
+        assert found[key] == pytest.approx(sum(size[key] for size in found["sizes"]))
+    for key in ("memory_bytes", "longest_part_seconds"):
+        assert found[key] == max(size[key] for size in found["sizes"])
+    assert found["runs"] == 5632
+    assert found["parts"] == sum(len(work.parts) for work in plan.work())
 
 
 def test_experience_is_found_in_whatever_chunk_has_some(

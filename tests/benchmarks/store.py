@@ -34,11 +34,11 @@ import psutil
 
 from pipeline import layout
 from pipeline.dataset import DONE
-from pipeline.plan import CostModel, calibrate, make_plan
+from pipeline.plan import REFERENCE, CostModel, calibrate, make_plan
 from pipeline.spec import Sweep, widened
 from pipeline.store import Store
 
-MODEL = CostModel(np.full(4, 1e-9), 1.0, {})
+MODEL = CostModel(REFERENCE)
 
 
 def sweep_of(alphas: int, sizes: int, seeds: int) -> Sweep:
