@@ -160,6 +160,10 @@ def test_running_again_computes_nothing(reference: dict[str, Any]) -> None:
     again = alphasweep("run", "quick", "--part-seconds", "0.1")
     assert again.returncode == 0
     assert "cells to compute" not in again.stdout
+    assert "quick: nothing is to be computed" in again.stdout
+    planned = alphasweep("plan", "quick")
+    assert planned.returncode == 0
+    assert "Nothing is to be computed." in planned.stdout
     assert bits("quick.zarr") == reference
 
 
@@ -259,6 +263,87 @@ def test_init_plan_status_open(here: Path) -> None:
     assert scope["ds"].sizes["alpha"] == 3
 
 
+def test_a_run_counts_the_parts_of_its_plan() -> None:
+    """`plan --json` has the numbers of the table, and the parts that `run` then counts."""
+    options = ("tiny.toml", "--part-seconds", "0.06", "--workers", "2")
+    planned = json.loads(alphasweep("plan", *options, "--json").stdout)
+    assert planned["store"].endswith("/tiny.zarr")
+    assert (planned["cells"], planned["missing"], planned["runs"]) == (24, 24, 96)
+    assert 6 < planned["parts"] < 24
+    assert planned["workers"] == 2
+    assert 0 < planned["core_hours_least"] < planned["core_hours_most"]
+    assert 0 < planned["wall_seconds_least"] < planned["wall_seconds_most"]
+    assert [size["N"] for size in planned["sizes"]] == [8, 12]
+    table = alphasweep("plan", *options).stdout
+    assert re.search(rf"all +│ +24 │ +96 │ +{planned['parts']} │", table)
+    assert re.search(r"It takes .* to .* with 2 workers, on this machine", table)
+    done = alphasweep("run", *options)
+    assert f"/{planned['parts']} parts" in done.stdout
+    assert re.search(r"\d% of them in the kernels: \S+ \(estimated: \S+ to \S+\)", done.stdout)
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_sweep_that_does_not_fit_this_machine(here: Path, verb: str) -> None:
+    """It is refused in a line that says what it needs and what there is, and leaves nothing."""
+    text = TINY.replace("N = [8, 12]", "N = [8, 2000000]")
+    (here / "tiny.toml").write_text(text)
+    done = alphasweep(verb, "tiny.toml")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.match(
+        r"alphasweep: 1 workers on this machine must have [\d.e+]+ GB each, which N = "
+        r"2000000 takes; they can have [\d.]+ [MG]B in all: leave out the largest N or alpha, or "
+        r"use a cluster",
+        line,
+    )
+    assert ("2000000 │" in done.stdout) == (verb == "plan")
+    assert sorted(p.name for p in here.iterdir()) == ["tiny.toml"]
+
+
+def test_more_workers_than_the_memory_of_a_container_holds(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of a container counts, and what is possible is said; a store is not extended."""
+    fill(Store("tiny.zarr"), load("tiny.toml"), parts_of(load("tiny.toml")))
+    (here / "tiny.toml").write_text(TINY.replace("alpha = [2.0,", "alpha = [1.5, 2.0,"))
+    script = "from distributed import system\nsystem.MEMORY_LIMIT = 1_000_000_000\n"
+    patch(here / "patch", script, monkeypatch)
+    before = bits("tiny.zarr")
+    done = alphasweep("run", "tiny.toml", "--workers", "4")
+    assert done.returncode == 1
+    assert "4 workers on this machine must have 300 MB each" in done.stderr
+    assert "they can have 950 MB in all: lower --workers to 3" in done.stderr
+    assert bits("tiny.zarr") == before
+    assert alphasweep("run", "tiny.toml", "--workers", "3").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("shell", "typed"),
+    [
+        ("bash", {"COMP_WORDS": "alphasweep stat", "COMP_CWORD": "1"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "alphasweep stat"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "alphasweep stat"}),
+    ],
+)
+def test_a_shell_completes(shell: str, typed: dict[str, str]) -> None:
+    """What the script of a shell asks for is answered, and the script is for this command."""
+    program = str(Path(sys.executable).with_name("alphasweep"))
+    environment = os.environ | {"_ALPHASWEEP_COMPLETE": f"complete_{shell}"} | typed
+    environment |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    answer = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    assert "status" in answer.stdout
+    assert "submit" not in answer.stdout
+    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    shown = subprocess.run(
+        [program, "--show-completion", shell],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "_ALPHASWEEP_COMPLETE" in shown.stdout
+
+
 def test_status_while_it_runs(hold: Path) -> None:
     """From another terminal: who drives, how many cells are done and running, how fast."""
     run = held()
@@ -269,6 +354,8 @@ def test_status_while_it_runs(hold: Path) -> None:
         assert found["running"] >= 2
         assert found["done"] + found["running"] + found["missing"] == 32
         assert found["rate"] > 0
+        assert (found["parts"], found["parts_done"], found["parts_running"]) == (32, BEFORE_HOLD, 2)
+        assert found["longest_predicted"] > 0
         assert f"driven by process {run.pid}" in alphasweep("status", "quick.zarr").stdout
     finally:
         run.send_signal(signal.SIGINT)

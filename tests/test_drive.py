@@ -6,7 +6,7 @@ import errno
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, Lock
 from typing import Any
 
@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster, get_worker
 
 from pipeline import graph
 from pipeline.dataset import DONE, FAILED, MISSING
-from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, drive
+from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, _Traffic, drive
 from pipeline.inbox import Inbox
 from pipeline.part import Part, compute
 from pipeline.plan import REFERENCE, CostModel, make_plan
@@ -50,7 +50,8 @@ def run(store: Store, client: Client, **settings: Any) -> Progress:
     with store.lock() as writer:
         writer.prepare(tiny())
         retry_failed = settings.pop("retry_failed", False)
-        plan = make_plan(tiny(), MODEL, store, seconds_per_part=1e-9, retry_failed=retry_failed)
+        model = settings.pop("model", MODEL)
+        plan = make_plan(tiny(), model, store, seconds_per_part=1e-9, retry_failed=retry_failed)
         lanes = settings.pop("lanes", [Lane(client, tiny().grid.N, lambda: 2)])
         watch = settings.pop("watch", lambda progress: None)
         return drive(tiny(), writer, plan, lanes, watch=watch, **settings)
@@ -73,6 +74,60 @@ def test_each_size_goes_to_its_lane(store: Store, full: Store, client: Client) -
     lanes = [Lane(client, (8,), lambda: 1), Lane(client, (12,), lambda: 1)]
     run(other, client, lanes=lanes)
     assert bits(other.path) == bits(full.path)
+
+
+def test_a_part_of_minutes_is_part_of_the_progress(
+    store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it runs, what passed of it counts; what only waits at a worker does not."""
+    go_on, seen = Event(), list[Progress]()
+    known = {(alpha, N): 600.0 for alpha in (2.0, 4.0) for N in (8, 12)}
+
+    def held(recipe: Recipe, part: Part) -> Any:
+        assert go_on.wait(300)
+        return compute(recipe, part)
+
+    def watch(progress: Progress) -> None:
+        seen.append(replace(progress))
+        if progress.predicted_running > 0:
+            go_on.set()
+
+    monkeypatch.setattr(graph, "compute", held)
+    monkeypatch.setattr(Progress, "seconds_left", property(lambda self: 77.0))
+    end = run(store, client, watch=watch, model=CostModel(REFERENCE, known=known))
+    held_up = [progress for progress in seen if progress.parts_done == 0][-1]
+    assert held_up.parts_running == 2
+    assert held_up.running > 2
+    assert held_up.predicted_seconds == 12 * 600
+    assert held_up.longest_predicted == 600
+    assert 0 < held_up.longest_seconds <= held_up.predicted_running <= 2 * held_up.longest_seconds
+    assert (end.predicted_begun, end.predicted_running, end.parts_running) == (7200, 0, 0)
+    assert store.progress()["seconds_left"] == 77.0
+
+
+def test_the_time_left() -> None:
+    """What is left of the plan at the speed so far; nothing where there is no speed, or no end."""
+    where = Progress(9, 0, 0, 0, 3, 0, 2, predicted_seconds=100.0, elapsed=8.0)
+    assert where.seconds_left is None
+    where.predicted_running = 10.0
+    assert where.seconds_left == pytest.approx(72.0)
+    where.predicted_done = 10.0
+    assert where.seconds_left == pytest.approx(32.0)
+    where.predicted_done = 90.0
+    assert where.seconds_left is None
+
+
+def test_a_part_begins_when_a_worker_is_free_for_it(client: Client) -> None:
+    """Of the parts that were sent only as many run as there are workers, the first ones."""
+    plan = make_plan(tiny(), CostModel(REFERENCE), seconds_per_part=1e-9)
+    traffic = _Traffic(Lane(client, (8,), lambda: 1), plan)
+    one, two = (part for work in list(plan.work([8]))[:1] for part in work.parts[:2])
+    traffic.running = dict.fromkeys((one, two))  # type: ignore[assignment]
+    assert traffic.in_hand(5.0) == {one: 5.0}
+    assert traffic.in_hand(7.0) == {one: 5.0}
+    del traffic.running[one]
+    assert traffic.in_hand(9.0) == {two: 9.0}
+    assert traffic.in_hand(11.0) == {two: 9.0}
 
 
 @pytest.fixture
