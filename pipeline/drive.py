@@ -10,12 +10,11 @@ import queue
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
@@ -30,7 +29,10 @@ ATTEMPTS = 3
 TIMEOUTS = 3
 _IN_FLIGHT_PER_WORKER = 3
 _TICK_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0  # for what is here already
 _NOT_THE_PARTS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "COMPLETED", "")
+
+_Outcome = Literal["finished", "unknown"] | BaseException
 
 
 @dataclass
@@ -167,7 +169,8 @@ def drive(
     StoreError
         If a part or a commit cannot be written (disk full, no permission, ...): going on would
         lose work. Everything handed in so far is kept. Also if a worker is unfit, see
-        `pipeline.graph.unfit`.
+        `pipeline.graph.unfit`; and within a tick or so of another driver's taking over: then
+        nothing more is written.
     """
     run = _Run(sweep, writer, plan, lanes, watch, workforce)
     writer.log("run", cells=sum(plan.missing.values()))
@@ -196,7 +199,7 @@ class _Run:
         self._workforce = workforce
         self._recipe, self._inbox = sweep.recipe, writer.store.inbox()
         self._began = time.monotonic()
-        self._settled: queue.SimpleQueue[tuple[_Traffic, _Sent, Future[float]]]
+        self._settled: queue.SimpleQueue[tuple[_Traffic, _Sent, Future[float], _Outcome]]
         self._settled = queue.SimpleQueue()
         self._traffic = [_Traffic(lane, plan) for lane in lanes]
         self._attempts: Counter[Part] = Counter()
@@ -219,6 +222,7 @@ class _Run:
         looked = -_TICK_SECONDS
         while any(traffic.left for traffic in self._traffic):
             if time.monotonic() - looked >= _TICK_SECONDS:
+                self._writer.check()  # before anything: this process may have been stopped for long
                 self._look_after_workers()
                 self.report()
                 looked = time.monotonic()
@@ -233,7 +237,7 @@ class _Run:
         for traffic in self._traffic:
             futures = [future for _, future in traffic.running.values()]
             traffic.running.clear()
-            traffic.lane.client.cancel(futures)
+            _call_back(traffic.lane.client, futures)
 
     def report(self) -> None:
         """Tell the terminal, and `status` in another one."""
@@ -282,9 +286,12 @@ class _Run:
                 future.add_done_callback(partial(self._put, traffic, sent))
 
     def _put(self, traffic: _Traffic, sent: _Sent, future: Future[float]) -> None:
-        self._settled.put((traffic, sent, future))
+        # Here, in a thread of Dask's: a future's state goes on changing, and is not waited for.
+        self._settled.put((traffic, sent, future, _outcome(future)))
 
-    def _settle(self, traffic: _Traffic, sent: _Sent, future: Future[float]) -> None:
+    def _settle(
+        self, traffic: _Traffic, sent: _Sent, future: Future[float], outcome: _Outcome
+    ) -> None:
         part = sent.part
         if traffic.running.get(part) != (sent, future):
             return  # called back
@@ -292,32 +299,32 @@ class _Run:
         # that holds its acknowledgement makes nobody compute it again.
         del traffic.running[part]
         traffic.settled += 1
-        if future.status == "finished":
+        if outcome == "finished":
             progress = self.progress
             progress.done += len(part.seeds)
             progress.cells_now += len(part.seeds)
             progress.runs_now += len(part.seeds) * len(self._recipe.start)
             self._conclude(traffic, sent, None)
-            return
-        error = _exception(future)
-        if worker := unfit(error):
+        elif outcome == "unknown":
+            traffic.again.append(sent)  # Dask lost sight of it
+        elif worker := unfit(outcome):
             raise worker
-        if isinstance(error, NoTimeLeftError):
+        elif isinstance(outcome, NoTimeLeftError):
             assert self._workforce is not None
-            self._workforce.retire(error.worker)
+            self._workforce.retire(outcome.worker)
             traffic.again.append(sent)
-        elif isinstance(error, KilledWorker) and self._workforce is not None:
+        elif isinstance(outcome, KilledWorker) and self._workforce is not None:
             traffic.again.append(sent)  # many workers were lost; see `_look_after_workers`
-        elif len(part.seeds) > 1 and not isinstance(error, OSError):
+        elif len(part.seeds) > 1 and not isinstance(outcome, OSError):
             self._cut(traffic, sent)
         else:
             self._attempts[part] += 1
-            if self._attempts[part] < ATTEMPTS and not isinstance(error, KilledWorker):
+            if self._attempts[part] < ATTEMPTS and not isinstance(outcome, KilledWorker):
                 traffic.again.append(sent)
-            elif isinstance(error, OSError):
-                raise error
+            elif isinstance(outcome, OSError):
+                raise outcome
             else:
-                self._conclude(traffic, sent, error)
+                self._conclude(traffic, sent, outcome)
 
     def _cut(self, traffic: _Traffic, sent: _Sent) -> None:
         """Try the seeds of a part that raised one by one: the others are not to fail with it."""
@@ -374,7 +381,7 @@ class _Run:
         if count[part] < (TIMEOUTS if timed_out else 1):
             return  # Dask runs it again
         sent, future = traffic.running.pop(part)
-        traffic.lane.client.cancel([future])
+        _call_back(traffic.lane.client, [future])
         if timed_out:
             what = f"{TIMEOUTS} workers came to their walltime: raise it, or lower --part-seconds"
             self._conclude(traffic, sent, WorkerLostError(what))
@@ -455,12 +462,25 @@ def _sendings(all_work: Iterable[Work]) -> Iterator[_Sent]:
         yield from (_Sent(part, block) for part in work.parts)
 
 
-def _exception(future: Future[float]) -> BaseException:
-    try:
-        error = future.exception()
-    except CancelledError as cancelled:
-        error = cancelled
-    return error or RuntimeError(f"the task ended as {future.status}")
+def _outcome(future: Future[float]) -> _Outcome:
+    """Say what became of a task that was called settled.
+
+    Only what was finished can be lost again, with the worker that held it: its part is on the disk.
+    """
+    status = future.status
+    if status not in ("error", "cancelled"):
+        return "finished"
+    if status == "error":
+        with suppress(TimeoutError):
+            if isinstance(error := future.exception(timeout=_ANSWER_SECONDS), BaseException):
+                return error
+    return "unknown"
+
+
+def _call_back(client: Client, futures: Sequence[Future[float]]) -> None:
+    """Have tasks cancelled, without waiting for it."""
+    loop: Any = client.loop
+    loop.add_callback(client.cancel, futures)
 
 
 def _cannot_write(writer: Writer, error: OSError) -> StoreError:

@@ -17,7 +17,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -62,8 +62,8 @@ def seeds_per_chunk(sweep: Sweep) -> int:
     return max(1, _RUNS_PER_CHUNK // len(grid.start), for_large)
 
 
-def build(path: Path, sweep: Sweep) -> None:
-    """Create the Zarr group of a sweep at `path`, whole or not at all."""
+def build(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: None) -> None:
+    """Create the Zarr group of a sweep at `path`, whole or not at all; for `check` see `widen`."""
     attributes = {
         "store_id": uuid.uuid4().hex,
         "title": f"alphasweep {sweep.name}: gradient descent on phase retrieval",
@@ -78,17 +78,19 @@ def build(path: Path, sweep: Sweep) -> None:
     building = _beside(path)
     try:
         _write_group(building, sweep, attributes, dict.fromkeys(_array_names(sweep), _SPELLINGS[0]))
+        check()
         _keep(path, read_root(building))
         building.rename(path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def widen(path: Path, sweep: Sweep) -> None:
+def widen(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: None) -> None:
     """Make the group at `path` that of a wider sweep, whose axes contain the old ones.
 
     The metadata of the wider group is built beside it, and comes into force with its root file.
     Until then nothing has happened for any reader, and one that was killed can be done again.
+    `check` is called before each step that changes what is there; what it raises breaks off.
     """
     root = read_root(path)
     old = Sweep.from_document(attributes_of(root)["sweep"]).grid
@@ -107,6 +109,7 @@ def widen(path: Path, sweep: Sweep) -> None:
         _write_group(building, sweep, attributes_of(root), after)
         for name in moving:
             for leftover in _chunks(path / name, after[name]):
+                check()
                 leftover.unlink()
         for name in moving.intersection(cells):
             chunks = _chunks(path / name, before[name])
@@ -114,6 +117,7 @@ def widen(path: Path, sweep: Sweep) -> None:
                 _copy_rows(_open(path, name), _open(building, name, "r+"), chunks, places)
             else:
                 for chunk in chunks:
+                    check()
                     os.link(chunk, path / name / _renamed(chunk.name, after[name], places))
         # By copies, not renames: an array's folder may be a link into another file system.
         copies = {
@@ -122,8 +126,10 @@ def widen(path: Path, sweep: Sweep) -> None:
             for chunk in _chunks(building / name, after[name])
         }
         for chunk, place in copies.items():
+            check()
             copy(chunk, place)
         sync([*copies.values(), *(path / name for name in moving)])
+        check()
         _commit(path, read_root(building))
         settle(path)
     finally:

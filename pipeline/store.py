@@ -25,7 +25,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -200,13 +200,13 @@ class Store:
 
     def holder(self) -> str | None:
         """Say who drives the store now, or None. Looking does not disturb the lock."""
-        return self._lease().holder(self.progress())
+        return self._lease().holder
 
     def holder_here(self) -> int | None:
         """Return the process that drives the store, if it is one of this machine."""
         if layout.place_of_folder(self.control) not in ("", str(self.path)):
             return None  # the folder was copied or moved here, with the lock of a driver elsewhere
-        return self._lease().holder_here()
+        return self._lease().holder_here
 
     @contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[Writer]:
@@ -232,7 +232,7 @@ class Store:
             if not wait:
                 raise StoreError(
                     f"store {self.path} must have one driver at a time; it is in use by "
-                    f"{lease.describe(self.progress())}: wait for it, or stop it first."
+                    f"{lease.describe()}: wait for it, or stop it first."
                 )
         try:
             aside = self._put_another_aside()
@@ -248,6 +248,7 @@ class Store:
                     "%s was another store's; what was in it is now in %s", self.control, aside
                 )
             yield writer
+            writer.check()  # what follows is for who drove to the end
         finally:
             lease.release()
 
@@ -298,7 +299,7 @@ class Store:
         return aside
 
     def _lease(self) -> Lease:
-        return Lease(self.control)
+        return Lease(self.control, self.progress)
 
 
 class Writer:
@@ -307,7 +308,6 @@ class Writer:
     def __init__(self, store: Store, lease: Lease) -> None:
         self.store = store
         self._lease = lease
-        self._since = time.time()
         self._grid: _Grid | None = None
         self._mix = True  # what waits was computed with consent, if consent was needed
 
@@ -330,7 +330,7 @@ class Writer:
         self._grid = None
         path = self.store.path
         if not self.store.exists():
-            layout.build(path, sweep)
+            layout.build(path, sweep, check=self.check)
             self.log("create", cells=sweep.cells)
             return
         wider = wider_sweep(self.store, sweep)
@@ -341,11 +341,12 @@ class Writer:
             remove(leftover)
         self.collect()  # before the store gets a name: parts of before have none
         if news:
+            self.check()
             layout.change_attributes(path, **news)
             self._grid = None
         before = self.store.sweep().cells
         if wider.cells > before:
-            layout.widen(path, wider)
+            layout.widen(path, wider, check=self.check)
             self._grid = None
             self.log("extend", cells=wider.cells - before)
 
@@ -400,22 +401,23 @@ class Writer:
                 for at, found in zip(rows, loaded, strict=True):
                     is_code = name == "code"
                     merged[name][at] = grid.code(found) if is_code else found.cells[name]
+        self.check()
         for failure in failures:
             self._record(failure)
             at = grid.rows(block, failure.part.seeds)
             status[at] = np.where(status[at] == DONE, DONE, FAILED)
         for at in rows:
             status[at] = DONE
-        grid.write(block, merged)
-        self.check()
-        grid.write(block, {"status": status})
+        grid.write(block, merged, self.check)
+        grid.write(block, {"status": status}, self.check)
         for found in loaded:
-            self.discard(found.part)
+            grid.inbox.file(found.part).unlink(missing_ok=True)
         self._forget_failures([found.part for found in loaded])
         return sum(float(found.cells["seconds"].sum()) for found in loaded)
 
     def discard(self, part: Part) -> None:
         """Remove a part's file: it was committed, or is of no use."""
+        self.check()
         self._opened().inbox.file(part).unlink(missing_ok=True)
 
     def _read(self, part: Part) -> HandedIn | None:
@@ -434,18 +436,20 @@ class Writer:
     @patient
     def say(self, **progress: Any) -> None:
         """Publish who drives the store, and how far, for `status` in another terminal."""
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since}
-        said = {**who, "time": time.time(), **progress}
+        self.check()
+        said = {**self._lease.identity(), "time": time.time(), **progress}
         replace_text(self.store.control / "progress.json", json.dumps(said), durable=False)
 
     @patient
     def log(self, event: str, **details: Any) -> None:
         """Append one line to the history."""
+        self.check()
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "event": event,
             "host": socket.gethostname(),
             "user": _user(),
+            "token": self.token,
             "version": code_version(),
             **details,
         }
@@ -520,7 +524,7 @@ class Writer:
             If another driver has taken the store over; it is named.
         """
         try:
-            self._lease.check(self.store.progress)
+            self._lease.check()
         except LeaseLostError as lost:
             raise StoreError(
                 f"store {self.store.path} must have one driver at a time; it was taken over by "
@@ -582,14 +586,17 @@ class _Grid:
         shape = (seeds.stop - seeds.start, *array.shape[3:])
         return np.full(shape, self._variables[name].fill, array.dtype)
 
-    def write(self, block: Block, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write the block's chunks, read them back, and see them onto the disk.
+    def write(
+        self, block: Block, values: Mapping[str, npt.NDArray[Any]], check: Callable[[], object]
+    ) -> None:
+        """Write the block's chunks, each after a check; read them back, and see them onto the disk.
 
         Zarr itself never calls fsync; the folder's makes sure of the rename.
         """
         written = []
         for name, wanted in values.items():
             array = self._arrays[name]
+            check()
             array[self._selection(block)] = wanted
             np.testing.assert_array_equal(array[self._selection(block)], wanted)
             file = layout.chunk_file(self._path, array, self._place(block))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 from typing import Any
 
 import dask
@@ -23,7 +24,7 @@ from pipeline.part import Part, compute
 from pipeline.plan import REFERENCE, CostModel, make_plan
 from pipeline.spec import Recipe
 from pipeline.store import Store, StoreError
-from tests.conftest import bits, tiny
+from tests.conftest import bits, take_over, tiny
 
 MODEL = CostModel(REFERENCE)
 BAD = Part(2.0, 8, 1, 1)
@@ -223,6 +224,27 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert bits(other.path) == bits(full.path)
 
 
+def test_who_was_taken_over_stops_and_writes_nothing(store: Store, client: Client) -> None:
+    """A driver that was stopped for long, and resumed, leaves what is another's as it is."""
+    with store.lock() as writer:
+        writer.prepare(tiny())
+    before: list[bytes] = []
+
+    def others() -> list[bytes]:
+        files = [store.control / "progress.json", store.control / "events.jsonl"]
+        return [file.read_bytes() for file in (*files, *sorted(store.path.rglob("c.*")))]
+
+    def resume(progress: Progress) -> None:
+        """Be stopped when a report is out, and come back when all is another's."""
+        if not before:
+            take_over(store)
+            before.extend(others())
+
+    with pytest.raises(StoreError, match="taken over by process"):
+        run(store, client, watch=resume)
+    assert before == others()
+
+
 def test_progress_is_published(store: Store, client: Client) -> None:
     """The watcher, and `status` in another process, see the counts."""
     seen: list[tuple[int, int]] = []
@@ -302,6 +324,64 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
     monkeypatch.setattr(graph, "compute", hang.compute)
     yield hang
     hang.released.set()
+
+
+def test_results_that_are_lost_before_they_are_noticed(
+    store: Store, full: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue answers late; meanwhile parts are finished and all workers die. The run goes on.
+
+    It neither waits for a result that only a new worker could compute again, nor computes it again.
+    """
+    other = Store(store.path.with_name("other.zarr"))
+    computed: Counter[Part] = Counter()
+    queued, ended = Event(), []
+
+    def held(recipe: Recipe, part: Part) -> Any:
+        queued.wait(600)
+        computed[part] += 1
+        return compute(recipe, part)
+
+    monkeypatch.setattr(graph, "compute", held)
+
+    def look(crew: Crew) -> None:
+        tasks = cluster.scheduler.tasks
+        if queued.is_set():
+            cluster.scale(1)
+        elif tasks:
+            queued.set()
+            until(lambda: {task.state for task in list(tasks.values())} == {"memory"})
+            cluster.scale(0)
+            until(lambda: not cluster.scheduler.workers)
+
+    def until(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=None,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        lanes = [Lane(client, tiny().grid.N, lambda: len(cluster.scheduler.workers))]
+        driver = Thread(
+            target=lambda: ended.append(run(other, client, lanes=lanes, workforce=Crew(look))),
+            daemon=True,
+        )
+        driver.start()
+        driver.join(120)
+        assert ended, "the driver hangs"
+    assert ended[0].done == 12
+    assert set(computed.values()) == {1}
+    assert bits(other.path) == bits(full.path)
 
 
 def test_what_check_raises_ends_the_run(store: Store, client: Client) -> None:
