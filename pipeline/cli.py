@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -25,7 +27,7 @@ from pipeline.files import replace_text
 from pipeline.layout import figures_folder
 from pipeline.plan import MARGIN, SECONDS_PER_PART, CostModel, Plan, calibrate, make_plan
 from pipeline.provenance import code_version
-from pipeline.spec import Sweep, SweepError, load, preset_names, template, widened
+from pipeline.spec import Sweep, SweepError, gains, load, preset_names, template, widened
 from pipeline.store import Store, StoreError, Writer, wider_sweep
 from pipeline.terminal import say
 
@@ -64,10 +66,21 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")
 ]
 StoreArgument = Annotated[Path, typer.Argument(help="A store, for instance laptop.zarr.")]
+
+
+def _finite(seconds: float | None) -> float | None:
+    if seconds is not None and not math.isfinite(seconds):
+        raise typer.BadParameter(f"must be a number of seconds; got {seconds}.")
+    return seconds
+
+
 PartOption = Annotated[
     float | None,
     typer.Option(
-        "--part-seconds", min=0.001, help="How long a part should take. Default: 5; 60 in a queue."
+        "--part-seconds",
+        min=0.001,
+        callback=_finite,
+        help="How long a part should take. Default: 5; 60 in a queue.",
     ),
 ]
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Compute failed cells again.")]
@@ -117,16 +130,17 @@ def init(
         if cluster:
             from cluster import profile
 
-            text, then = profile.template(cluster), f"alphasweep plan SWEEP --on {path}"
+            text, then = profile.template(cluster), "alphasweep plan SWEEP --on "
         else:
-            text = template().replace('name = "laptop"', f"name = {json.dumps(path.stem)}")
-            then = f"alphasweep plan {path}"
+            text, then = template(path.stem), "alphasweep plan "
         try:
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
             _fail(f"{path} exists already, and is left as it is: choose another name.")
-    say(f"Wrote {path}. Edit it, then: {then}")
+        except OSError as error:
+            _fail(f"{path} must be a file that can be written; got: {error.strerror}.")
+    say(f"Wrote {path}. Edit it, then: {then}{_typed(path)}")
 
 
 @app.command()
@@ -225,8 +239,8 @@ def submit(
         replace_text(place.control / _SUBMITTED, job)
     say(
         f"Submitted the driver of {place.path} as job {job}; its log: {log}\n"
-        f"See how it goes:  alphasweep status {place.path} --watch\n"
-        f"Stop it:          alphasweep cancel {place.path}"
+        f"See how it goes:  alphasweep status {_typed(place.path)} --watch\n"
+        f"Stop it:          alphasweep cancel {_typed(place.path)}"
     )
 
 
@@ -263,18 +277,35 @@ def cancel(store: StoreArgument) -> None:
 @app.command()
 def extend(
     store: StoreArgument,
-    alpha: Annotated[str, typer.Option(help="More values, for instance 3.1,3.2")] = "",
-    N: Annotated[str, typer.Option("--N", help="More values, for instance 1024")] = "",
-    seed: Annotated[str, typer.Option(help="More values, for instance 0:64 (0 to 63)")] = "",
+    alpha: Annotated[
+        str, typer.Option(help="More values: 3.1,3.2, or 3:4:0.25 (3 to 3.75, without the end)")
+    ] = "",
+    N: Annotated[str, typer.Option("--N", help="More values: 1024,2048")] = "",
+    seed: Annotated[
+        str, typer.Option(help="More values: 7,9, or 8:64 (8 to 63, without the end, as in Python)")
+    ] = "",
     other_numbers: MixOption = False,
 ) -> None:
-    """Add values to the axes of a store, anywhere; `run STORE` then computes them."""
-    place = Store(store)
-    with _reported_errors(), place.lock() as writer:
-        before = place.sweep()
-        wanted = widened(before, {"alpha": alpha, "N": N, "seed": seed})
-        writer.prepare(wanted, mix=other_numbers)
-    say(f"{wanted.cells - before.cells:,} cells were added. Compute them: alphasweep run {store}")
+    """Add values to the axes of a store, anywhere; `run STORE` then computes them.
+
+    A range first:end leaves its end out, unlike { from, to } in a sweep file, which includes it.
+    """
+    place, asked = Store(store), {"alpha": alpha, "N": N, "seed": seed}
+    with _reported_errors():
+        widened(place.sweep(), asked)  # before anything is written, also beside the store
+        with place.lock() as writer:
+            before = place.sweep()
+            wanted = widened(before, asked)
+            cells = wanted.cells - before.cells
+            if not cells:
+                say(f"Nothing to add: {place.path} has all of these values.")
+                return
+            model = calibrate(wanted.recipe, place)
+            new, old = (make_plan(sweep, model, place) for sweep in (wanted, before))
+            hours = (sum(new.seconds.values()) - sum(old.seconds.values())) / 3600
+            say(f"Adding {gains(before, wanted)}; they take some {hours:.3g} core-hours.")
+            writer.prepare(wanted, mix=other_numbers)
+    say(f"{cells:,} cells were added. Compute them: alphasweep run {_typed(store)}")
 
 
 @app.command()
@@ -348,10 +379,21 @@ def open_(store: StoreArgument) -> None:
 
 def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
     with _reported_errors():
-        if source not in preset_names() and Path(source, "zarr.json").exists():
-            return Store(source).sweep(), Store(store or source)
-        sweep = load(source)
-    return sweep, Store(store or f"{sweep.name}.zarr")
+        # os.path: of what cannot be a path, it says that there is none.
+        if source not in preset_names() and os.path.isfile(Path(source, "zarr.json")):  # noqa: PTH113
+            sweep, place = Store(source).sweep(), Store(store or source)
+        else:
+            sweep = load(source)
+            place = Store(store or f"{sweep.name}.zarr")
+        place.exists()  # refuses what is there and no store, before anything is made beside it
+    return sweep, place
+
+
+def _typed(path: Path) -> str:
+    """Write a path so that a shell takes it for a path."""
+    text = str(path)
+    is_other = text.startswith("-") or text in preset_names()  # an option, another sweep
+    return shlex.quote(f"./{text}" if is_other else text)
 
 
 def _cost_model(sweep: Sweep, store: Store) -> CostModel:
@@ -699,9 +741,9 @@ def _conclude(store: Store) -> None:
     status = store.status()
     failed, missing = int((status == FAILED).sum()), int((status == MISSING).sum())
     if missing:
-        say(f"{missing:,} cells of the store are missing: alphasweep run {store.path}")
+        say(f"{missing:,} cells of the store are missing: alphasweep run {_typed(store.path)}")
     if failed:
-        _fail(f"{failed} cells failed; alphasweep status {store.path} --failures says why.")
+        _fail(f"{failed} cells failed; alphasweep status {_typed(store.path)} --failures says why.")
 
 
 def _draw(store: Store, probability: xr.Dataset, half: xr.Dataset, laws: xr.Dataset) -> None:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import unicodedata
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +38,8 @@ from pipeline.spec import Sweep, SweepError, as_document, differences, measureme
 #: How the names of the folders beside a store end, after the whole name of the store. No store's
 #: name may end so: the folders of two stores would else be one, or one be the other's store.
 BESIDE = (".run", ".figures")
+_LONGEST_NAME = 200  # bytes; file systems take 255, and what is beside a store has longer names
+_UNREADABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no text, ends of lines
 
 Array = zarr.Array[Any]
 Places = npt.NDArray[np.int64]
@@ -203,6 +207,25 @@ def change_attributes(path: Path, **attributes: Any) -> None:
 def resolved(path: str | Path) -> Path:
     """Return the place that a path leads to through all links, whether or not anything is there."""
     return Path(os.path.realpath(path))
+
+
+def unfit(named: str, path: Path) -> str:
+    """Say what must hold of the path of a store, and does not; "" if it may be one.
+
+    Parameters
+    ----------
+    named : str
+        As the user wrote it.
+    path : Path
+        Where that leads.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", named) or "://" in str(path) or "::" in str(path):
+        return "be a folder of this machine or of a shared file system, and no address"
+    if any(unicodedata.category(character) in _UNREADABLE for character in str(path)):
+        return "be named in characters that can be printed, on one line"
+    if not 0 < len(os.fsencode(path.name)) <= _LONGEST_NAME:
+        return f"have a name of 1 to {_LONGEST_NAME} bytes"
+    return ""
 
 
 def control_folder(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,10 @@ from pydantic import (
 
 _MOST = 2**32 - 1  # a word of the name of a random stream, see kernels.instance
 _MAX_VALUES = 1_000_000  # a mistyped step must not fill the memory
+_MAX_CELLS = 10_000_000  # what plans, stores and resumes were measured with
+_MAX_PAIRS = 100_000  # of alpha and N: each has some twenty files
 _MAX_STEPS = 1_000_000_000  # far beyond any descent, and steps stay exact as float64
+_SHOWN_VALUES = 8  # that are listed; of more, the number and the ends are told
 _PRESETS = files("pipeline") / "presets"
 
 _Number = TypeVar("_Number", int, float)
@@ -353,9 +357,16 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(Path(f.name).stem for f in _PRESETS.iterdir() if f.name.endswith(".toml")))
 
 
-def template() -> str:
-    """Return the commented TOML text that `alphasweep init` writes: the preset `laptop`."""
-    return _preset_text("laptop")
+def template(name: str = "laptop") -> str:
+    """Return the commented TOML text that `alphasweep init` writes: the preset `laptop`, renamed.
+
+    Parameters
+    ----------
+    name : str
+        Any text; what the name of a sweep may not contain becomes ``-``.
+    """
+    fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "sweep"
+    return _preset_text("laptop").replace('name = "laptop"', f'name = "{fitting}"')
 
 
 def load(source: str | Path) -> Sweep:
@@ -422,13 +433,22 @@ def differences(old: Sweep, new: Sweep) -> list[str]:
 
 
 def union(old: Sweep, new: Sweep) -> Sweep:
-    """Return `old` with the values of both sweeps on its axes alpha, N and seed."""
+    """Return `old` with the values of both sweeps on its axes alpha, N and seed.
+
+    Raises
+    ------
+    SweepError
+        If it would be larger than `old`, and than a sweep may be.
+    """
     axes = {
         axis: sorted({*getattr(old.grid, axis), *getattr(new.grid, axis)})
         for axis in ("alpha", "N", "seed")
     }
     document = as_document(old)
-    return Sweep.from_document(document | {"grid": document["grid"] | axes})
+    whole = Sweep.from_document(document | {"grid": document["grid"] | axes})
+    if whole.cells > old.cells:
+        _check_size(whole, "the store with the values of this sweep")
+    return whole
 
 
 def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
@@ -438,31 +458,84 @@ def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
     ----------
     sweep : Sweep
     values : mapping of str to str
-        By axis, alpha, N or seed: numbers separated by commas, or ``first:end`` for the integers
-        from first up to, not including, end. Empty adds nothing.
+        By axis, alpha, N or seed: numbers and ranges separated by commas. A range is
+        ``first:end`` or ``first:end:step``, as in Python without its end; alpha needs a step.
+        Empty adds nothing.
 
     Raises
     ------
     SweepError
-        If a text is none of these, or the sweep would not be valid.
+        If a text is none of these, or the sweep would not be valid in a file.
     """
     document = as_document(sweep)
     axes = {axis: [*document["grid"][axis], *_typed_values(axis, values[axis])] for axis in values}
     grid = {axis: sorted(set(added)) for axis, added in axes.items()}
-    return Sweep.from_document(document | {"grid": document["grid"] | grid}, "extended sweep")
+    whole = Sweep.from_document(document | {"grid": document["grid"] | grid}, "extended sweep")
+    if whole.cells > sweep.cells:
+        _check_size(whole, "extended sweep")
+    return whole
+
+
+def gains(old: Sweep, new: Sweep) -> str:
+    """Say which values of alpha, N and seed a sweep has that another one has not; "" if none."""
+    found = []
+    for axis in ("alpha", "N", "seed"):
+        values = sorted({*getattr(new.grid, axis)} - {*getattr(old.grid, axis)})
+        if not values:
+            continue
+        steps = len(values) - 1
+        if axis != "alpha" and steps > 1 and values[-1] - values[0] == steps:
+            text = f"{values[0]} to {values[-1]}"
+        elif steps < _SHOWN_VALUES:
+            text = ", ".join(f"{value}" for value in values)
+        else:
+            text = f"{len(values):,} values from {values[0]} to {values[-1]}"
+        found.append(f"{axis} {text}")
+    return "; ".join(found)
 
 
 def _typed_values(axis: str, text: str) -> list[float]:
     number = float if axis == "alpha" else int
+    values: list[float] = []
     try:
-        if ":" in text and axis != "alpha":
-            first, end = map(int, text.split(":"))
-            return list(range(first, end))
-        return [number(value) for value in text.split(",") if value.strip()]
-    except ValueError:
-        kinds = "" if axis == "alpha" else ", or first:end,"
-        rule = f"must be numbers separated by commas{kinds} as in 1,2,3"
+        for piece in filter(None, map(str.strip, text.split(","))):
+            first, *range_ = map(number, piece.split(":"))
+            values += _up_to(axis, piece, first, *range_) if range_ else [first]
+    except SweepError:
+        raise
+    except (ValueError, TypeError):  # of a number; of a range with too many
+        ranges = "first:end:step" if axis == "alpha" else "first:end or first:end:step"
+        rule = f"must be numbers separated by commas, or {ranges}, without the end"
         raise SweepError([f"--{axis}: {rule}; got {text!r}."]) from None
+    return values
+
+
+def _up_to(
+    axis: str, piece: str, first: float, end: float, step: float | None = None
+) -> Iterator[float]:
+    start, stop, by = (Decimal(str(v)) for v in (first, end, 1 if step is None else step))
+    if axis == "alpha" and step is None:
+        raise SweepError([f"--alpha: a range must have a step, first:end:step; got {piece}."])
+    is_range = all(v.is_finite() for v in (start, stop, by)) and start < stop and by > 0
+    if not is_range or (stop - start) / by > _MAX_VALUES:
+        rule = f"a range must have first < end, step > 0, and at most {_MAX_VALUES:,} values"
+        raise SweepError([f"--{axis}: {rule}; got {piece}."])
+    number = type(first)
+    return (number(start + i * by) for i in range(math.ceil((stop - start) / by)))
+
+
+def _check_size(sweep: Sweep, source: str) -> None:
+    """Refuse more than a store stands; not in `Sweep`, or a larger one that is there was lost."""
+    grid, pairs = sweep.grid, len(sweep.grid.alpha) * len(sweep.grid.N)
+    shape = f"{len(grid.alpha):,} alpha x {len(grid.N):,} N x {len(grid.seed):,} seeds"
+    for number, most, what in (
+        (sweep.cells, _MAX_CELLS, "cells (alpha, N, seed)"),
+        (pairs, _MAX_PAIRS, "pairs (alpha, N)"),
+    ):
+        if number > most:
+            rule = f"must have at most {most:,} {what} in one store"
+            hint = "shorten an axis, or make several sweeps"
+            raise SweepError([f"{source}, [grid]: {rule}; got {number:,} ({shape}): {hint}."])
 
 
 def _preset_text(name: str) -> str:
@@ -474,7 +547,9 @@ def _parse(text: str, source: str) -> Sweep:
         document = tomllib.loads(text)
     except ValueError as error:  # also an integer of too many digits
         raise SweepError([f"{source}: must be TOML; {error}."]) from None
-    return Sweep.from_document(document, source)
+    sweep = Sweep.from_document(document, source)
+    _check_size(sweep, source)
+    return sweep
 
 
 def _identity(sweep: Sweep) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = layout.resolved(path)
+        self._named = str(path)
+        self.path = layout.resolved(os.path.expanduser(path))  # noqa: PTH111, a user may have none
         self.control = layout.control_folder(self.path)
         self.parts_folder = self.control / "parts"
         self.errors_folder = self.control / "errors"
@@ -253,6 +254,10 @@ class Store:
             lease.release()
 
     def _check_name(self) -> None:
+        # os.path: a name may be too long to ask whether there is anything of that name.
+        problem = layout.unfit(self._named, self.path)
+        if problem and not os.path.isdir(self.path / "status"):  # noqa: PTH112
+            raise StoreError(f"store {self._named!r} must {problem}: choose another name.")
         # A store of an older version may have such a name, and has arrays.
         is_beside = self.path.suffix.lower() in layout.BESIDE
         if is_beside and not (self.path / "status").is_dir():

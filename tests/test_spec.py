@@ -19,10 +19,13 @@ from pipeline.spec import (
     SweepError,
     as_document,
     differences,
+    gains,
     load,
     measurements,
     preset_names,
     template,
+    union,
+    widened,
 )
 
 GOOD = """
@@ -473,3 +476,107 @@ def test_probe_added() -> None:
         "[probe] times = null in the store, [0.0, 2.0] in this sweep",
         "[probe] modes = null in the store, 2 in this sweep",
     ]
+
+
+# --- more values, as typed ---------------------------------------------------------------------
+
+
+def grown(**typed: str) -> Sweep:
+    """Return the sweep of GOOD with values added to its axes."""
+    return widened(sweep(), typed)
+
+
+@pytest.mark.parametrize(
+    ("axis", "text", "expected", "said"),
+    [
+        ("seed", "0:8", tuple(range(8)), "seed 3 to 7"),
+        ("seed", "4,7:9", (0, 1, 2, 4, 7, 8), "seed 4, 7, 8"),
+        ("seed", "10:20:4", (0, 1, 2, 10, 14, 18), "seed 10, 14, 18"),
+        ("seed", "10:30:2", (0, 1, 2, *range(10, 30, 2)), "seed 10 values from 10 to 28"),
+        ("N", " 64, 128 ", (16, 32, 64, 128), "N 64, 128"),
+        ("alpha", "2.5,4", (2.0, 2.5, 3.0, 4.0), "alpha 2.5, 4.0"),
+        ("alpha", "3:3.4:0.1", (2.0, 3.0, 3.1, 3.2, 3.3), "alpha 3.1, 3.2, 3.3"),
+        ("alpha", "3:3.35:0.1", (2.0, 3.0, 3.1, 3.2, 3.3), "alpha 3.1, 3.2, 3.3"),
+        ("seed", "0:3", (0, 1, 2), ""),
+        ("N", "", (16, 32), ""),
+    ],
+)
+def test_values_are_added_as_typed(
+    axis: str, text: str, expected: tuple[float, ...], said: str
+) -> None:
+    """A range leaves its end out, as in Python, and what is new is told."""
+    assert getattr(grown(**{axis: text}).grid, axis) == expected
+    assert gains(sweep(), grown(**{axis: text})) == said
+
+
+@pytest.mark.parametrize(
+    ("axis", "text", "expected"),
+    [
+        ("seed", "0:20000000", "a range must have first < end, step > 0, and at most 1,000,000"),
+        ("seed", "0:" + "9" * 30, "at most 1,000,000 values; got 0:999"),
+        ("seed", "8:8", "first < end"),
+        ("seed", "8:4", "first < end"),
+        ("seed", "0:8:0", "step > 0"),
+        ("seed", "0:8:-1", "step > 0"),
+        ("seed", "0:1:2:3", "must be numbers separated by commas, or first:end or"),
+        ("seed", ":8", "must be numbers separated by commas"),
+        ("seed", "-1:2", "[grid] seed: values must be >= 0; got -1"),
+        ("seed", "1.5", "must be numbers separated by commas"),
+        ("alpha", "3:4", "--alpha: a range must have a step, first:end:step; got 3:4"),
+        ("alpha", "3:inf:1", "first < end"),
+        ("alpha", "nan:4:1", "first < end"),
+        ("alpha", "3:4:1e-9", "at most 1,000,000 values"),
+        ("alpha", "nan", "[grid] alpha: values must be finite"),
+        ("N", "1", "[grid] N: values must be >= 2; got 1"),
+    ],
+)
+def test_values_that_cannot_be_added(axis: str, text: str, expected: str) -> None:
+    """One line each, however large the numbers, and at once."""
+    with pytest.raises(SweepError) as caught:
+        grown(**{axis: text})
+    (line,) = caught.value.problems
+    assert expected in line
+
+
+def test_a_product_of_axes_that_are_each_legal(tmp_path: Path) -> None:
+    """More cells than a store stands are refused in a file, with what the axes have."""
+    text = GOOD.replace("to = 2 }", "to = 999999 }").replace("[2.0, 3]", "[2, 3, 4, 5, 6, 7]")
+    (line,) = file_lines(tmp_path, text)
+    rule = "[grid]: must have at most 10,000,000 cells (alpha, N, seed) in one store"
+    assert f"{rule}; got 12,000,000 (6 alpha x 2 N x 1,000,000 seeds): " in line
+
+
+def test_what_a_store_stands_is_asked_of_what_grows() -> None:
+    """Of an extension, and of a file for a store; a larger sweep that is there stays as it is."""
+    axes = {"alpha": [float(v) for v in range(1, 11)], "seed": list(range(500_000))}
+    most = sweep(grid=axes)
+    assert most.cells == 10_000_000
+    for larger in (
+        lambda: widened(most, {"seed": "500000"}),
+        lambda: union(most, sweep(grid={"seed": [500_000]})),
+    ):
+        with pytest.raises(SweepError, match="at most 10,000,000 cells"):
+            larger()
+    beyond = sweep(grid=axes | {"seed": list(range(500_001))})
+    assert union(beyond, sweep()) == beyond
+    assert widened(beyond, {"seed": "7"}) == beyond
+    pairs = {"alpha": np.linspace(2, 3, 50_001).tolist(), "seed": [0]}
+    with pytest.raises(SweepError, match=r"at most 100,000 pairs \(alpha, N\) .* got 100,002"):
+        union(sweep(), sweep(grid=pairs))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mine", "mine"),
+        ("my sweep", "my-sweep"),
+        ("проба", "sweep"),
+        ("a'b\nc", "a-b-c"),
+        ("", "sweep"),
+    ],
+)
+def test_a_template_has_a_name_that_a_sweep_may_have(
+    tmp_path: Path, name: str, expected: str
+) -> None:
+    """Whatever the file is called."""
+    assert load(file(tmp_path, template(name))).name == expected
