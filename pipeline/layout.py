@@ -230,12 +230,12 @@ def unfit(named: str, path: Path) -> str:
 
 def control_folder(path: Path) -> Path:
     """Return the folder beside a store, for all that is not the dataset; it may be a link, too."""
-    return resolved(path.with_name(path.name + BESIDE[0]))
+    return resolved(path.parent / (path.name + BESIDE[0]))
 
 
 def figures_folder(path: Path) -> Path:
     """Return the folder beside a store for what is drawn of it."""
-    return path.with_name(path.name + BESIDE[1])
+    return path.parent / (path.name + BESIDE[1])
 
 
 def has_own_folder(path: Path) -> bool:
