@@ -36,10 +36,15 @@ def ended(job: str) -> Ended:
             if shown.state != "ERROR":
                 return Ended(shown.state)
             return Ended("FAILED", _why([job]).get(job, shown.reason))
-        text = command("qacct", "-j", job)
     except NoAnswerError:
         raise
     except ClusterError:
+        return Ended()
+    try:
+        text = command("qacct", "-j", job)
+    except ClusterError:
+        # Also if it takes too long: it reads a file of all jobs there ever were, which says nothing
+        # of those that run, and some sites let nobody read it.
         return Ended()
     # Numbers of jobs begin anew some day: the last of several is it.
     field = dict(re.findall(r"^(\w+) +(.*?) *$", text.rpartition("=====")[2], re.MULTILINE))
