@@ -32,7 +32,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.dataset import COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
 from pipeline.files import copy, replace_text, sync
-from pipeline.provenance import code_version, fingerprint
+from pipeline.provenance import code_version, fingerprint, machine
 from pipeline.spec import Sweep, SweepError, as_document, differences, measurements
 
 #: How the names of the folders beside a store end, after the whole name of the store. No store's
@@ -50,7 +50,7 @@ _MOST_BLOCKS = 10_000
 _SPELLINGS = ("default", "v2")
 _PACKAGES = ("alphasweep", "numpy", "scipy", "xarray", "zarr")
 # Nested: text on the disk.
-_AS_JSON = ("sweep", "fingerprint", "versions", "code_versions", "other_numbers")
+_AS_JSON = ("sweep", "fingerprint", "versions", "code_versions", "other_numbers", "machine")
 IDENTITY = "identity.json"
 """In the folder beside a store: whose it is."""
 
@@ -77,6 +77,7 @@ def build(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: Non
         "fingerprint": fingerprint(sweep.recipe),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in _PACKAGES},
+        "machine": machine(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     building = _beside(path)

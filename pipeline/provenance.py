@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import sys
 from functools import cache
 from importlib import import_module
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import scipy
+from threadpoolctl import threadpool_info
 
 from pipeline.part import Part, compute
 from pipeline.spec import Recipe
@@ -64,6 +66,37 @@ def recipe_digest(recipe: Recipe) -> str:
     steps = (recipe.steps, recipe.probe_steps, recipe.modes)
     text = json.dumps([recipe.root_seed, recipe.start, descent, *steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def machine() -> dict[str, str]:
+    """Name what can change bits besides the code.
+
+    Returns
+    -------
+    dict
+        ``python``, its version; ``blas``, each library of NumPy and SciPy with its version and the
+        kernel that it chose for this processor; ``cpu``, the processor's model.
+    """
+    libraries = {
+        f"{found['internal_api']} {found['version']} {found.get('architecture', '')}".strip()
+        for found in threadpool_info()
+        if found["user_api"] == "blas"
+    }
+    return {
+        "python": platform.python_version(),
+        "blas": ", ".join(sorted(libraries)) or "unknown",
+        "cpu": _processor(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine() or "unknown"
 
 
 def fingerprint(recipe: Recipe) -> dict[str, Any]:

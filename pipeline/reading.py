@@ -39,7 +39,16 @@ def open_sweep(path: str | Path) -> xr.Dataset:
     -------
     xr.Dataset
         Of Dask arrays; ``status`` and the coordinates are in memory. The attribute ``sweep`` is the
-        sweep file with all its values.
+        sweep file with all its values, as JSON text. The attributes ``flag_values`` are of the type
+        of their variables, as CF wants (Zarr's own have no type).
+
+    Notes
+    -----
+    ``to_netcdf`` writes it, or ``xarray.open_zarr(path)``, with the engines netcdf4 and h5netcdf.
+    Sweeps of other seeds, or alphas, or N, are put together by ``xarray.concat`` along that axis,
+    with ``data_vars="minimal"``. The seeds of another root_seed are other matrices under the same
+    names: give them other names first, as in ``other.assign_coords(seed=other.seed + 1000)``. The
+    attributes are then those of the first sweep, also for what ``code`` points to.
 
     Raises
     ------
@@ -70,7 +79,7 @@ def open_sweep(path: str | Path) -> xr.Dataset:
         for outcome in Outcome
         if outcome != Outcome.MISSING
     }
-    return (
+    whole = (
         computed.assign(masks)
         .assign(
             is_done=_labelled(is_done, "whether the cell is done"),
@@ -81,7 +90,12 @@ def open_sweep(path: str | Path) -> xr.Dataset:
             alpha_used=_labelled(computed.measurements / computed.N, "M/N that was used"),
             log_N=_labelled(np.log(computed.N), "natural logarithm of N"),
         )
+        .assign_attrs(layout.as_text(attributes))
     )
+    for variable in whole.variables.values():
+        if "flag_values" in variable.attrs:
+            variable.attrs["flag_values"] = variable.dtype.type(variable.attrs["flag_values"])
+    return whole
 
 
 def _computed(
@@ -99,7 +113,8 @@ def _computed(
 
 
 def _labelled(values: xr.DataArray, long_name: str) -> xr.DataArray:
-    return values.assign_attrs({"long_name": long_name, "units": "1"})
+    # What it was derived from may have left its own: the flags of outcome are no mask's.
+    return values.drop_attrs(deep=False).assign_attrs({"long_name": long_name, "units": "1"})
 
 
 def _check_labels(dataset: xr.Dataset, sweep: Sweep) -> None:

@@ -44,7 +44,7 @@ from pipeline.inbox import DamagedError, ForeignError, HandedIn, Inbox
 from pipeline.inbox import hand_in as hand_in
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.part import Part
-from pipeline.provenance import code_version, other_numbers
+from pipeline.provenance import code_version, machine, other_numbers
 from pipeline.spec import Sweep, SweepError, differences, union
 
 
@@ -456,6 +456,7 @@ class Writer:
             "user": _user(),
             "token": self.token,
             "version": code_version(),
+            "machine": machine(),
             **details,
         }
         with (self.store.control / "events.jsonl").open("a") as file:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
+from threadpoolctl import threadpool_info
 
+from analysis.recovery import descent_of, recovery_probability
 from pipeline import layout
-from pipeline.provenance import code_version
+from pipeline.provenance import code_version, machine
 from pipeline.reading import open_sweep
 from pipeline.repair import repair
 from pipeline.spec import as_document
@@ -98,3 +104,98 @@ def test_text_that_is_no_json_is_damage(full: Store, name: str) -> None:
     with full.lock() as writer:
         repair(writer, verify(full))
     assert full.sweep() == tiny()
+
+
+def in_netcdf(dataset: xr.Dataset, file: Path, engine: str) -> xr.Dataset:
+    """Write a dataset as netCDF, and read it."""
+    dataset.to_netcdf(file, engine=engine)  # type: ignore[call-overload]
+    with xr.open_dataset(file, engine=engine) as found:
+        return found.load()
+
+
+@pytest.mark.parametrize("engine", ["netcdf4", "scipy"])
+@pytest.mark.parametrize("door", [xr.open_zarr, open_sweep])
+def test_netcdf_holds_a_store(full: Store, door: Any, engine: str) -> None:
+    """Every number, label and attribute comes back; by our door flags have their variable's type.
+
+    netCDF 3, which is SciPy's, has no 64-bit integers: those labels come back as 32-bit ones.
+    """
+    dataset = door(full.path).load()
+    found = in_netcdf(dataset, full.path.with_name("tiny.nc"), engine)
+    assert set(found.variables) == set(dataset.variables)
+    assert found.attrs == dataset.attrs
+    for name, variable in dataset.variables.items():
+        np.testing.assert_array_equal(found[name].values, variable.values, err_msg=str(name))
+        if engine == "netcdf4":
+            assert found[name].dtype == variable.dtype, name
+        np.testing.assert_equal(dict(found[name].attrs), dict(variable.attrs))
+        if door is open_sweep and "flag_values" in variable.attrs:
+            assert found[name].attrs["flag_values"].dtype == variable.dtype, name
+
+
+def test_netcdf_holds_a_sweep_of_many_seeds(store: Store) -> None:
+    """The text of a sweep may be longer than HDF5's 64 kB for an attribute."""
+    sweep = tiny(alpha=[2.0], N=[8], seed=list(range(20_000)), start=[0])
+    fill(store, sweep, [])
+    dataset = xr.open_zarr(store.path)[["measurements"]]
+    assert len(dataset.attrs["sweep"]) > 100_000
+    found = in_netcdf(dataset, store.path.with_name("tiny.nc"), "netcdf4")
+    assert found.attrs["sweep"] == dataset.attrs["sweep"]
+
+
+def test_stores_can_be_put_together(full: Store, tmp_path: Path) -> None:
+    """By `xr.concat` and `xr.merge`, of other seeds: the analysis sees all runs of both, once."""
+    other = Store(tmp_path / "other.zarr")
+    wide = tiny(seed=[7, 8])
+    fill(other, wide, parts_of(wide))
+    one, two = open_sweep(full.path), open_sweep(other.path)
+    counted = {
+        "concat": xr.concat([one, two], "seed", data_vars="minimal"),
+        "merge": xr.merge([one, two], join="outer", compat="no_conflicts"),
+    }
+    for how, both in counted.items():
+        probability = recovery_probability(both)
+        assert (probability["matrices"] == 5).all(), how
+        assert (probability["runs"] == 10).all(), how
+        assert descent_of(both)["a"] == 1.0
+    with pytest.raises(ValueError, match=r"seed must name .* got 0, 1, 2 more than once"):
+        recovery_probability(xr.concat([one, one], "seed", data_vars="minimal"))
+    renamed = one.assign_coords(seed=one.seed + 1000)
+    twice = recovery_probability(xr.concat([one, renamed], "seed", data_vars="minimal"))
+    assert (twice["runs"] == 12).all()
+
+
+def test_pandas_and_csv_hold_the_numbers(full: Store, tmp_path: Path) -> None:
+    """A table has every number; with the attributes given back, the analysis gives the same."""
+    dataset = open_sweep(full.path)[["status", "recovered", "recovery_time", "outcome"]].load()
+    dataset = dataset.drop_vars(["measurements", "alpha_used", "log_N"])
+    table = dataset.to_dataframe()
+    assert len(table) == 2 * 2 * 3 * 2
+    table.to_csv(tmp_path / "tiny.csv")
+    read = pd.read_csv(tmp_path / "tiny.csv").set_index(list(table.index.names))
+    found = xr.Dataset.from_dataframe(read).transpose(*dataset.dims)
+    for name in dataset:
+        np.testing.assert_array_equal(
+            found[name].isel(start=0) if "start" not in dataset[name].dims else found[name],
+            dataset[name],
+            err_msg=str(name),
+        )
+    found = found.assign(status=found["status"].isel(start=0, drop=True))
+    with pytest.raises(ValueError, match="must have the attributes flag_values"):
+        recovery_probability(found)
+    for name in dataset.variables:
+        found[name].attrs = dataset[name].attrs
+    xr.testing.assert_allclose(recovery_probability(found), recovery_probability(dataset))
+
+
+def test_a_store_names_the_machine_that_made_it(full: Store) -> None:
+    """Python, BLAS with its kernel, and processor, which can change bits; so does each event."""
+    named = full.attributes()["machine"]
+    assert named == machine()
+    assert named["python"] == ".".join(map(str, sys.version_info[:3]))
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            assert f"{library['internal_api']} {library['version']}" in named["blas"]
+            assert library.get("architecture", "") in named["blas"]
+    assert named["cpu"]
+    assert all(event["machine"] == named for event in full.history())

@@ -28,6 +28,7 @@ def test_numbers_are_those_of_plain_xarray(full: Store) -> None:
     for name in plain.variables:
         xr.testing.assert_identical(plain[name].variable, ours[name].variable)
         assert plain[name].dtype == ours[name].dtype
+        np.testing.assert_equal(dict(ours[name].attrs), dict(plain[name].attrs))
     assert ours.attrs == plain.attrs
     assert json.loads(ours.attrs["sweep"])["descent"]["learning_rate"] == 0.03
 
@@ -42,6 +43,7 @@ def test_it_is_lazy_and_labelled(full: Store) -> None:
     for name, variable in dataset.variables.items():
         assert variable.attrs["long_name"], name
         assert variable.attrs["units"], name
+        assert ("flag_values" in variable.attrs) == (name in ("status", "outcome")), name
 
 
 def test_what_is_derived(full: Store) -> None:
