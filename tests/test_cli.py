@@ -265,7 +265,7 @@ def test_init_plan_status_open(here: Path) -> None:
 
 def test_a_run_counts_the_parts_of_its_plan() -> None:
     """`plan --json` has the numbers of the table, and the parts that `run` then counts."""
-    options = ("tiny.toml", "--part-seconds", "0.06", "--workers", "2")
+    options = ("tiny.toml", "--part-seconds", "0.013", "--workers", "2")
     planned = json.loads(alphasweep("plan", *options, "--json").stdout)
     assert planned["store"].endswith("/tiny.zarr")
     assert (planned["cells"], planned["missing"], planned["runs"]) == (24, 24, 96)

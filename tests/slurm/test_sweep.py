@@ -318,7 +318,8 @@ def test_quick_is_the_same_through_a_queue(slurm: Slurm, desk: Desk, other_desk:
     said = other_desk.type("submit", *there, "--store", "b.zarr")
     job = re.findall(r"as job (\d+)", said)[0]
     assert re.search(
-        r"cells in .* core-hours \(planned: at most .*\), \d+% of them", desk.ends(run)
+        r"cells in .* core-hours, \d+% of them in the kernels: \S+ \(estimated: \S+ to \S+\)",
+        desk.ends(run),
     )
     is_over(slurm, job)
     wanted = bits(desk.folder / "local.zarr")
