@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cluster.launch import driver_name, job_name
+from pipeline.dataset import FAILED
+from pipeline.provenance import code_version
 from pipeline.spec import load
 from pipeline.store import Store
 from tests.conftest import bits, fill, parts_of
@@ -586,3 +589,33 @@ def test_watched_from_elsewhere(desk: Desk) -> None:
     desk.ends(run)
     desk.ends(watch)
     desk.is_complete()
+
+
+def test_workers_of_other_kernels_are_refused(desk: Desk) -> None:
+    """The first worker is examined, and right; those that come later find other kernels first.
+
+    The run ends and says so, with not one cell of theirs.
+    """
+    other, first, more = (desk.folder / name for name in ("other", "first", "more"))
+    for package in ("kernels", "pipeline"):
+        shutil.copytree(ROOT / package, other / package)
+    with (other / "kernels" / "loss.py").open("a") as file:
+        file.write("\n_real = energy\n\ndef energy(*args):\n    return 2 * _real(*args)\n")
+    wait = f"while [ ! -e {more} ]; do sleep 0.1; done"
+    desk.cluster(
+        prologue=(f"mkdir {first} || {{ {wait}; export PYTHONPATH={other}:$PYTHONPATH; }}",)
+    )
+    desk.hold()
+    run = desk.run()
+    desk.computes()
+    more.touch()
+    said = desk.ends(run, status=1)
+    assert f"workers must be what the driver is, alphasweep {code_version()}" in said
+    assert str(other / "kernels") in said
+    assert "Traceback" not in said
+    assert not (desk.store.status() == FAILED).any()
+    desk.let_go()
+    desk.cluster()
+    desk.ends(desk.run())
+    desk.is_complete()
+    assert desk.store.versions() == {code_version(): 48}

@@ -1,0 +1,223 @@
+"""A worker of another environment than the driver's computes nothing: the run ends and says why."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from distributed import Client, LocalCluster
+
+from pipeline import graph
+from pipeline.dataset import DONE, FAILED
+from pipeline.drive import Lane, drive
+from pipeline.graph import UnfitWorkerError, unfit
+from pipeline.part import Part, compute
+from pipeline.plan import CostModel, make_plan
+from pipeline.provenance import code_version, environment
+from pipeline.store import Store
+from tests.conftest import tiny
+
+ROOT = Path(__file__).parents[1]
+
+# Cells of some 20 ms, and more of them than a run computes before its workers are others.
+LONG = """
+name = "long"
+root_seed = 5
+[grid]
+alpha = [2.0]
+N = [64]
+seed = { from = 0, to = 9999 }
+start = [0, 1]
+[descent]
+a = 1.0
+learning_rate = 0.01
+t_max = 5.0
+trapped_below = 0.0
+recovered_at = 0.999999
+[record]
+times = [1.0]
+"""
+OTHER = """
+
+_right = energy
+
+
+def energy(*arguments):
+    return 2 * _right(*arguments)
+"""
+
+
+def until(condition: Callable[[], Any], run: subprocess.Popen[str]) -> Any:
+    """Wait for a condition while a run goes on, and return its first true value."""
+    end = time.monotonic() + 240
+    while not (found := condition()):
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def workers(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the workers of a run on this machine."""
+    children = psutil.Process(run.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def assert_only_right_numbers(store: Store) -> None:
+    """Assert that some cells are done, none has failed, and all are what this code computes."""
+    with store.lock() as writer:
+        writer.collect()
+    status, dataset = store.status()[0, 0], store.open()
+    done = np.flatnonzero(status == DONE)
+    assert len(done)
+    assert not (status == FAILED).any()
+    energy = dataset.final_energy.values[0, 0]
+    for seed in done:
+        (cell,) = compute(store.sweep().recipe, Part(2.0, 64, int(seed), int(seed)))
+        np.testing.assert_array_equal(energy[seed], cell["final_energy"])
+    assert store.versions() == {code_version(): len(done)}
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the code, which is what commands run, and may be changed."""
+    for package in ("kernels", "pipeline", "cluster", "analysis"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / "code" / package, ignore=ignored)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "code"
+
+
+def test_kernels_that_change_during_a_run(tree: Path, tmp_path: Path) -> None:
+    """The second and the third worker die, and come back with other kernels: they are refused."""
+    (tmp_path / "long.toml").write_text(LONG)
+    store = Store("long.zarr")
+    words = ("run", "long.toml", "--workers", "3", "--part-seconds", "0.02")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        until(lambda: store.progress().get("cells_now", 0), run)
+        with (tree / "kernels" / "loss.py").open("a") as file:
+            file.write(OTHER)
+        _, second, third = until(lambda: len(found := workers(run)) == 3 and found, run)
+        for worker in (second, third):
+            worker.send_signal(signal.SIGKILL)
+        said, _ = run.communicate(timeout=400)
+    finally:
+        run.kill()
+    assert run.returncode == 1, said
+    assert f"workers must be what the driver is, alphasweep {code_version()}" in said
+    assert f"instead of {code_version()}" in said
+    assert str(tree / "kernels") in said
+    assert "what was finished is kept" in said
+    assert "Traceback" not in said
+    assert_only_right_numbers(store)
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """A worker in this process, so that a test can change what it is."""
+    cluster = LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+        memory_limit=None,
+    )
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+def run_all(store: Store, client: Client) -> None:
+    """Run the tiny sweep on one worker."""
+    with store.lock() as writer:
+        writer.prepare(tiny())
+        model = CostModel(np.full(4, 1e-9), 1.0, {})
+        plan = make_plan(tiny(), model, store, seconds_per_part=1e-9)
+        lanes = [Lane(client, tiny().grid.N, lambda: 1)]
+        drive(tiny(), writer, plan, lanes, watch=lambda progress: None)
+
+
+@pytest.mark.parametrize("name", environment())
+def test_each_version_counts(
+    store: Store, client: Client, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever differs is named, with what it must be, and no cell is computed, nor failed."""
+    here = environment()
+    monkeypatch.setattr(graph, "environment", lambda: here)  # the driver's
+    real = graph._examine
+
+    def other(worker: str, expected: dict[str, str]) -> None:
+        with monkeypatch.context() as there:
+            there.setattr(graph, "environment", lambda: here | {name: "0.0.7"})
+            real(worker, expected)
+
+    monkeypatch.setattr(graph, "_examine", other)
+    with pytest.raises(UnfitWorkerError, match=f"{name} is 0.0.7 instead of") as caught:
+        run_all(store, client)
+    assert here[name] in str(caught.value)
+    assert not store.status().any()
+    assert store.failures() == store.parts() == []
+
+
+def test_a_worker_that_cannot_even_read_its_task(
+    store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of another version may lack what a task names: no part can help that."""
+
+    def older(part: Part, seconds: float, *, parts_folder: Path, recipe: Any) -> float:
+        raise AssertionError("it cannot be called")
+
+    monkeypatch.setattr(graph, "compute_part", older)
+    with pytest.raises(UnfitWorkerError, match=r"could not begin a part; it got TypeError"):
+        run_all(store, client)
+    assert not store.status().any()
+    assert store.failures() == []
+
+
+def test_a_part_that_raises_is_no_fault_of_its_worker() -> None:
+    """What comes out of the computation says where it was raised, and concerns the part."""
+    error = TypeError("of the kernels")
+    error.add_note("on node7")
+    assert unfit(error) is None
+    assert unfit(ZeroDivisionError()) is None
+
+
+DECIDES = ("kernels/descent.py", "pipeline/part.py", "pipeline/spec.py", "pipeline/dataset.py")
+
+
+@pytest.mark.parametrize("file", [*DECIDES, "kernels/new.py"])
+def test_every_file_that_decides_a_number_is_in_the_digest(tree: Path, file: str) -> None:
+    """M = round(alpha N), the rounding of times and the types are not in the kernels."""
+
+    def version() -> str:
+        script = "from pipeline.provenance import code_version; print(code_version())"
+        return subprocess.check_output([sys.executable, "-c", script], text=True)
+
+    before = version()
+    assert before.strip() == code_version()
+    with (tree / file).open("a") as opened:
+        opened.write("# other\n")
+    assert version() != before
+
+
+def test_the_environment_is_that_of_what_is_loaded() -> None:
+    """NumPy's own word counts, not what a package beside it says."""
+    assert environment()["NumPy"] == np.__version__
+    assert environment()["alphasweep"] == code_version()
+    assert environment()["BLAS of NumPy"].strip()
+    assert {"Python", "SciPy", "distributed", "dask", "cloudpickle"} <= environment().keys()
