@@ -44,7 +44,7 @@ def open_sweep(path: str | Path) -> xr.Dataset:
 
     Notes
     -----
-    ``to_netcdf`` writes it, or ``xarray.open_zarr(path)``, with the engines netcdf4 and h5netcdf.
+    ``to_netcdf`` writes it, or ``xarray.open_zarr(path)``; netCDF 3 makes 32-bit labels of 64-bit.
     Sweeps of other seeds, or alphas, or N, are put together by ``xarray.concat`` along that axis,
     with ``data_vars="minimal"``. The seeds of another root_seed are other matrices under the same
     names: give them other names first, as in ``other.assign_coords(seed=other.seed + 1000)``. The
