@@ -88,6 +88,12 @@ if "distributed.cli.dask_worker" in sys.orig_argv:
     part._compute_cell = patched
 """
 
+# What every process of ours imports before all else, for a test that cannot wait for a minute.
+SHORT_LEASE = """
+from pipeline import lease
+lease.LEASE_SECONDS = 10.0
+"""
+
 
 class Desk:
     """A folder with a sweep and a cluster file, and one who types commands in it."""
@@ -107,11 +113,13 @@ class Desk:
         classes: tuple[dict[str, Any], ...] = (SMALL | {"up_to_N": 12},),
         prologue: tuple[str, ...] = (),
         driver_walltime: str = "10 min",
+        short_lease: bool = False,
         **keys: Any,
     ) -> None:
         """Write the cluster file, p.toml, for workers that do something `extra` in each cell."""
         self._patch.mkdir(exist_ok=True)
-        (self._patch / "sitecustomize.py").write_text(PATCH.format(extra=extra))
+        patch = PATCH.format(extra=extra) + SHORT_LEASE * short_lease
+        (self._patch / "sitecustomize.py").write_text(patch)
         lines = [f"export PYTHONPATH={self._patch}:$PYTHONPATH", *prologue]
         keys = {"kind": self.queue.kind, "jobs": 3, "prologue": lines} | keys
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
@@ -138,6 +146,7 @@ class Desk:
                 stderr=subprocess.STDOUT,
                 text=True,
                 cwd=self.folder,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(self._patch), str(ROOT)])},
             )
         self.started[process] = output
         return process
@@ -146,9 +155,9 @@ class Desk:
         """Return what a command has said so far."""
         return self.started[process].read_text()
 
-    def run(self, sweep: str = "tiny.toml") -> subprocess.Popen[str]:
+    def run(self, *options: str, sweep: str = "tiny.toml") -> subprocess.Popen[str]:
         """Start a driver in the foreground, with parts of one cell."""
-        return self.start("run", sweep, "--on", "p.toml", "--part-seconds", "0.001")
+        return self.start("run", sweep, "--on", "p.toml", "--part-seconds", "0.001", *options)
 
     def submit(self, sweep: str = "tiny.toml") -> str:
         """Submit a driver, with parts of one cell, and return its job."""
@@ -547,6 +556,72 @@ def test_killed_submitted_driver(slurm: Slurm, desk: Desk) -> None:
     desk.let_go()
     is_over(slurm, desk.submit())
     desk.is_complete()
+
+
+@pytest.mark.parametrize("how", ["in the foreground", "submitted"])
+def test_suspended_driver(slurm: Slurm, desk: Desk, how: str) -> None:
+    """A driver that was stopped for longer than a lease, taken over and resumed, ends by itself.
+
+    It submits no job, and leaves the jobs, certificates, logs and records of the other alone, who
+    finishes.
+    """
+    desk.cluster(short_lease=True)
+    desk.hold()
+    first = desk.run() if how == "in the foreground" else None
+    job = "" if first else desk.submit()
+    desk.computes()
+    said = desk.store.progress()
+    desk.workers(3)
+    os.kill(said["pid"], signal.SIGSTOP)
+    until(lambda: desk.status()["driver"] is None, what="the end of a lease")
+    second = desk.run("--wait") if first else None
+    other_job = "" if second else desk.submit()
+    desk.computes()
+    token = desk.store.progress()["token"]
+    assert token != said["token"]
+    own, everyone = f"{desk.names[0]}-{token}", desk.names[0]
+    until(
+        lambda: len(slurm.jobs(name=own, state="RUNNING")) == len(slurm.jobs(name=everyone)) == 3,
+        what="the jobs of the second driver, and no other",
+    )
+    jobs, belongings = slurm.jobs(name=everyone), _belongings(desk, token)
+    os.kill(said["pid"], signal.SIGCONT)
+    seen: set[str] = set()
+
+    def is_gone() -> bool:
+        seen.update(slurm.jobs(name=everyone))
+        if first:
+            return first.poll() is not None
+        return state_of(slurm, job) not in ("RUNNING", "COMPLETING")
+
+    until(is_gone, what="the end of the driver that was resumed")
+    assert seen == set(jobs) == set(slurm.jobs(name=own, state="RUNNING"))
+    assert _belongings(desk, token) == belongings
+    assert desk.store.progress()["token"] == token
+    last = (desk.ends(first, status=1) if first else _log_of(desk)).strip().splitlines()[-1]
+    assert "it was taken over by process" in last
+    assert "Traceback" not in (desk.said(first) if first else _log_of(desk))
+    desk.let_go()
+    if second:
+        desk.ends(second)
+    else:
+        assert state_of(slurm, job) == "FAILED"
+        is_over(slurm, other_job)
+    desk.is_complete()
+    ends = [event["token"] for event in desk.store.history() if event["event"] == "end"]
+    assert ends == [token]
+
+
+def _belongings(desk: Desk, token: str) -> dict[str, bytes]:
+    """Read what is a driver's own, but for what it is writing: certificates, and its jobs' logs."""
+    files = [file for file in desk.store.control.rglob(f"*{token}*/*") if file.is_file()]
+    logs = (desk.store.control / "cluster" / "logs").glob(f"*{token}*")
+    assert files
+    return {str(file): file.read_bytes() for file in files} | {str(log): b"" for log in logs}
+
+
+def _log_of(desk: Desk) -> str:
+    return (desk.store.control / "driver.log").read_text()
 
 
 def test_cancel(slurm: Slurm, desk: Desk) -> None:
