@@ -52,8 +52,16 @@ def preflight(
     -------
     list of str
         What does not hold: worker, place, what was found there and here, and what to do.
+
+    Raises
+    ------
+    LookupError
+        If the class has no worker any more.
     """
-    worker = next(iter(client.scheduler_info(n_workers=1)["workers"]))
+    workers = list(client.scheduler_info(n_workers=1)["workers"])
+    if not workers:
+        raise LookupError("a class must have a worker to be examined; it has left.")
+    worker = workers[0]
     token = token_directory / f".preflight-{secrets.token_hex(8)}"
     answer = token.with_name(token.name + ".answer")
     token.write_text(token.name)

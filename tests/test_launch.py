@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ import psutil
 import pytest
 from distributed import Client, Status
 
+from cluster import crew as crew_module
 from cluster import preflight as preflight_module
 from cluster.admission import missing_interface
 from cluster.crew import Crew
@@ -236,13 +239,45 @@ def test_nobody_works_unexamined(tmp_path: Path) -> None:
     with launch(profile("local"), {"one": 1}, run_directory=tmp_path, token="t") as cluster:
         crew = Crew(cluster, {"one": 1}, lambda name, client: problems[name])
         cluster.wait("one")
-        assert crew.workers("one") == 0
         with pytest.raises(ClusterError, match="too slow"):
-            crew.check()
+            examined(crew)
         assert crew.workers("one") == 0
         problems["one"] = []
-        crew.check()
+        examined(crew)
         assert crew.workers("one") == 1
+
+
+def test_an_examination_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is stopped, or has left, keeps the driver from nothing; another is examined."""
+    released, calls = Event(), count(1)
+
+    def examine(name: str, client: Client) -> list[str]:
+        number = next(calls)
+        if number == 1:
+            released.wait(600)
+            return ["too late to be heard"]
+        if number == 2:
+            raise LookupError("it has left")
+        return []
+
+    monkeypatch.setattr(crew_module, "_PATIENCE_SECONDS", 0.0)
+    with launch(profile("local"), {"one": 1}, run_directory=tmp_path, token="t") as cluster:
+        crew = Crew(cluster, {"one": 1}, examine)
+        cluster.wait("one")
+        examined(crew)
+        assert crew.workers("one") == 1
+        released.set()
+        crew.check()
+    assert next(calls) >= 4
+
+
+def examined(crew: Crew) -> None:
+    """Look after the workers, as a driver does, until the first has been examined."""
+    end = time.monotonic() + 120
+    while not crew.workers("one"):
+        assert time.monotonic() < end
+        crew.check()
+        time.sleep(0.01)
 
 
 def test_preflight_passes(client: Client, tmp_path: Path) -> None:

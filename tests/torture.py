@@ -1,10 +1,12 @@
-"""Kill drivers, workers and extensions at random: what is done stays what was computed.
+"""Kill and suspend drivers, workers and extensions at random: what is done stays as computed.
 
     python tests/torture.py [ROUNDS] [SEED]
 
 Round after round a run or an extension of one sweep is started by the command line and killed at a
-random moment: the driver alone, a worker alone, or all. In between, and in the middle of it, values
-are added to all three axes. Meanwhile plain readers load the store again and again. After every
+random moment: the driver alone, a worker alone, or all. Or the driver is stopped for longer than a
+lease, another one takes over, and the first is resumed in the middle of what that one does. In
+between, and in the middle of it, values are added to all three axes. Meanwhile plain readers load
+the store again and again. After every
 round each done cell must have the bits of a plain loop over `pipeline.part.compute`, no cell that
 was done or handed in may be gone, and no process may be left over; in the end a last run must
 complete the grid, to the bits of a fresh run. Then two drivers are started at once, again and
@@ -26,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from itertools import product
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier, Event
@@ -44,6 +47,8 @@ from pipeline.spec import Sweep
 from pipeline.store import Store
 
 RACES = 50
+STRIKES = ("driver", "suspend", "worker", "driver", "all")  # round after round
+LEASE_SECONDS = 10.0  # of the processes that are started here
 _ALONE = [sys.executable, "-m", "pipeline.cli"]
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _ORPHAN_SECONDS = 120.0
@@ -200,14 +205,19 @@ def readers(
 class Victim:
     """A command of alphasweep in a process group of its own."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, output: str = "output.txt") -> None:
         self.what = " ".join(arguments)
-        self.log = folder / "output.txt"
+        self.log = folder / output
+        first = folder / "first"  # imported before all else
+        first.mkdir(exist_ok=True)
+        text = f"from pipeline import lease\nlease.LEASE_SECONDS = {LEASE_SECONDS}\n"
+        (first / "sitecustomize.py").write_text(text)
+        path = os.pathsep.join([str(first), *sys.path])
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*_ALONE, *arguments],
                 cwd=folder,
-                env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -247,6 +257,30 @@ class Victim:
             whom = "nobody"
         return whom
 
+    def suspend(self, rival: Callable[[], Victim], store: Store, rng: random.Random) -> str:
+        """Stop the driver, have a rival take over, and resume it in the middle of that.
+
+        Return whom that was done to: a driver may not have begun, or have ended.
+        """
+        os.kill(self.process.pid, signal.SIGSTOP)
+        drives = _drives(store, self.process.pid)
+        other = rival()
+        late = time.monotonic() + _RUN_SECONDS
+        while not (other.ended or _drives(store, other.process.pid)):
+            assert time.monotonic() < late, f"nobody took over:\n{other.log.read_text()}"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 4))
+        os.kill(self.process.pid, signal.SIGCONT)
+        assert other.wait() == 0, f"{other.what} must succeed:\n{other.log.read_text()}"
+        code = self.process.wait(_RUN_SECONDS)
+        said = self.log.read_text()
+        if drives:
+            assert code == 1, f"it was taken over and must end with 1, not {code}:\n{said}"
+            assert "it was taken over by" in said, said
+        assert code in (0, 1), said
+        assert "Traceback" not in said, said
+        return "driver suspended" if drives else "idle driver suspended"
+
     def wait(self) -> int:
         """Wait for its end, and that of every process it started."""
         code = self.process.wait(_RUN_SECONDS)
@@ -272,6 +306,13 @@ def await_moment(victim: Victim, store: Store, rng: random.Random) -> str:
             break
         time.sleep(0.003)
     return kind
+
+
+def _drives(store: Store, pid: int) -> bool:
+    """Whether the lock is that of a process of this machine, dead or alive."""
+    with suppress(FileNotFoundError):
+        return f"pid={pid}\n" in (store.control / "lock").read_text()
+    return False
 
 
 def _runs(store: Store) -> int:
@@ -343,7 +384,15 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
             runs = _runs(store)
             moment = await_moment(victim, store, rng)
             computes = _runs(store) > runs
-            whom = victim.kill(rng.choice(["driver", "driver", "worker", "all"]), rng)
+            whom = STRIKES[number % len(STRIKES)]
+            if whom != "suspend":
+                whom = victim.kill(whom, rng)
+            elif victim.ended:
+                whom = "nobody"
+            else:
+                again = ("run", write_sweep(folder, growth.now), *common, "--wait")
+                rival = partial(Victim, folder, *again, output="rival.txt")
+                whom = victim.suspend(rival, store, rng)
             code = victim.wait()
             # A worker that dies while workers start ends the run; later it is replaced.
             if whom == "nobody" or (whom == "worker" and computes):
@@ -351,10 +400,10 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
             known = safe_cells(store, whole, cells)
             assert not safe - known, f"cells were lost: {sorted(safe - known)}"
             safe = known
-            counts[f"{victim.what.split()[0]}, {whom} killed"] += 1
+            counts[f"{victim.what.split()[0]}, {whom} struck"] += 1
             say(
                 f"round {number + 1}: {victim.what.split()[0]} (added {added or 'nothing'}); "
-                f"killed: {whom} ({moment}); exit {code}; {len(safe)} cells safe"
+                f"struck: {whom} ({moment}); exit {code}; {len(safe)} cells safe"
             )
         begun.value += 1
         last = Victim(folder, "run", write_sweep(folder, final), *common)
