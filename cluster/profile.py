@@ -5,6 +5,7 @@ Memory and walltime have no default: a guess would be paid for in core-hours.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tomllib
@@ -75,7 +76,8 @@ def _path(value: object) -> object:
     # The directives and the command line of a job script quote nothing.
     if isinstance(value, str) and re.search(r"\s", value):
         raise ValueError("must have no blanks, which job scripts cannot quote")
-    return Path(value).expanduser() if isinstance(value, str) else value
+    # os.path: a container's user may have no home, and then ~ stays what it is.
+    return Path(os.path.expanduser(value)) if isinstance(value, str) else value  # noqa: PTH111
 
 
 def _tuple(value: object) -> object:

@@ -164,7 +164,7 @@ def plan(
         try:
             found |= _staff(todo, workers, on)
         finally:
-            typer.echo(json.dumps(found)) if as_json else terminal.show_plan(found)
+            print(json.dumps(found)) if as_json else terminal.show_plan(found)
         if "classes" in found and not as_json:
             assert on is not None
             _show_jobs(_Placement(on, todo), found["classes"], place)
@@ -302,8 +302,12 @@ def extend(
                 return
             model = calibrate(wanted.recipe, place)
             new, old = (make_plan(sweep, model, place) for sweep in (wanted, before))
-            hours = (sum(new.seconds.values()) - sum(old.seconds.values())) / 3600
-            say(f"Adding {gains(before, wanted)}; they take some {hours:.3g} core-hours.")
+            least, most = (
+                (sum(more.values()) - sum(less.values())) / 3600
+                for more, less in ((new.least, old.least), (new.most, old.most))
+            )
+            cost = terminal.between(least, most)
+            say(f"Adding {gains(before, wanted)}; they take {cost} core-hours.")
             writer.prepare(wanted, mix=other_numbers)
     say(f"{cells:,} cells were added. Compute them: alphasweep run {_typed(store)}")
 

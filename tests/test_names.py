@@ -5,6 +5,7 @@ The commands are called in this process, so that there can be many of them.
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_names_that_work(here: Path, name: str) -> None:
     fill(store, load(source), parts_of(load(source), 4))
     code, said = call("extend", "--seed", "0:5", "--", asked)
     assert code == 0, said
-    assert "Adding seed 4; they take some " in said
+    assert "Adding seed 4; they take " in said
     assert call(*line_of(said, "alphasweep run"), "--part-seconds", "nan")[0] == 2
     again = line_of(said, "alphasweep run")[1]
     assert Store(again).path == store.path
@@ -151,17 +152,16 @@ def test_a_store_that_is_not_there_is_not_begun_by_its_extension(here: Path) -> 
 
 
 def test_an_extension_says_what_it_adds_and_costs(here: Path) -> None:
-    """Values, cells, and the core-hours of the new cells alone."""
+    """Values, cells, and the core-hours of the new cells alone, whatever else is missing."""
     sweep = load("tiny.toml")
-    fill(Store("tiny.zarr"), sweep, parts_of(sweep, 4)[:-1])
+    fill(Store("tiny.zarr"), sweep, [part for part in parts_of(sweep, 1) if part.first_seed == 0])
     seconds = Store("tiny.zarr").mean_seconds()
-    code, said = call("extend", "tiny.zarr", "--seed", "0:1000", "--alpha", "2:4:1")
+    code, said = call("extend", "tiny.zarr", "--seed", "0:5", "--alpha", "2:4:1")
     assert code == 0
-    assert "Adding seed 4 to 999; they take some " in said
-    assert "5,976 cells were added." in said
-    hours = float(said.split("take some ")[1].split()[0])
-    known = 996 * seconds[:, 0].sum() / 3600  # of N = 8, where every alpha was computed
-    assert known < hours < 100 * known
+    assert "6 cells were added." in said
+    (found,) = re.findall(r"Adding seed 4; they take (\S+) to (\S+) core-hours", said)
+    least, most = map(float, found)  # of two digits
+    assert 0.95 * least < seconds.sum() / 3600 < 1.05 * most
 
 
 @pytest.mark.parametrize(
