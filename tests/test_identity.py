@@ -15,7 +15,7 @@ from pipeline import layout
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.inbox import Inbox, hand_in
 from pipeline.part import Part, compute
-from pipeline.plan import CostModel, make_plan
+from pipeline.plan import REFERENCE, CostModel, make_plan
 from pipeline.provenance import code_version
 from pipeline.repair import repair
 from pipeline.spec import Sweep
@@ -48,7 +48,7 @@ def assert_nothing_is_theirs(store: Store) -> None:
     assert store.failures() == []
     assert store.progress().get("done") != 7
     assert all(event["event"] in ("create", "aside") for event in store.history())
-    plan = make_plan(store.sweep(), CostModel(np.full(4, 1e-9), 1.0, {}), store)
+    plan = make_plan(store.sweep(), CostModel(REFERENCE), store)
     assert (plan.handed_in, sum(plan.missing.values())) == (0, 12)
 
 
