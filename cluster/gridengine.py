@@ -54,6 +54,8 @@ def ended(job: str) -> Ended:
         state = "COMPLETED" if status == "0" else "FAILED"
     elif failed == _LIMIT:
         state = "TIMEOUT" if _came_to_its_walltime(field) else "OUT_OF_MEMORY"
+    elif field.get("deleted_by", "NONE") != "NONE":  # only newer ones tell
+        state = "CANCELLED"
     else:
         state = "FAILED" if failed else ""
     return Ended(state, f"{status} ({what})" if what else status, field.get("hostname", ""))

@@ -320,11 +320,21 @@ class _Run:
         else:
             self._attempts[part] += 1
             if self._attempts[part] < ATTEMPTS and not isinstance(outcome, KilledWorker):
+                if isinstance(outcome, MemoryError):  # some queues refuse memory instead of killing
+                    traffic = self._larger(traffic)
                 traffic.again.append(sent)
             elif isinstance(outcome, OSError):
                 raise outcome
             else:
                 self._conclude(traffic, sent, outcome)
+
+    def _larger(self, traffic: _Traffic) -> _Traffic:
+        """Return where a part of this traffic, which is one less now, has more memory."""
+        place = self._traffic.index(traffic)
+        larger = self._traffic[min(place + 1, len(self._traffic) - 1)]
+        traffic.left -= 1
+        larger.left += 1
+        return larger
 
     def _cut(self, traffic: _Traffic, sent: _Sent) -> None:
         """Try the seeds of a part that raised one by one: the others are not to fail with it."""
@@ -369,10 +379,9 @@ class _Run:
     def _suspect(self, key: str, death: Death) -> None:
         """Blame a part for the death of a worker that had it in hand."""
         part = part_of(key)
-        place = next((k for k, t in enumerate(self._traffic) if part in t.running), None)
-        if place is None:
+        traffic = next((one for one in self._traffic if part in one.running), None)
+        if traffic is None:
             return  # another worker has finished it meanwhile
-        traffic = self._traffic[place]
         if traffic.running[part][1].key != key:
             return  # Dask had run it again before we knew; it is with larger workers by now
         timed_out = death.state == "TIMEOUT"
@@ -386,10 +395,7 @@ class _Run:
             what = f"{TIMEOUTS} workers came to their walltime: raise it, or lower --part-seconds"
             self._conclude(traffic, sent, WorkerLostError(what))
         elif count[part] == 1:
-            larger = self._traffic[min(place + 1, len(self._traffic) - 1)]
-            traffic.left -= 1
-            larger.left += 1
-            larger.again.append(sent)
+            self._larger(traffic).again.append(sent)
         else:
             what = f"it killed two workers; the job of the last, {death.job}, ended as "
             what += f"{death.state or 'unknown'}: does it need more memory?"

@@ -396,18 +396,46 @@ def test_what_check_raises_ends_the_run(store: Store, client: Client) -> None:
     assert run(store, client).done == 12
 
 
-def test_a_part_that_kills_its_worker_gets_a_larger_one_then_fails(
-    store: Store, client: Client, stuck: Hang, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is tried once more in the next lane, and then named as failed; the rest is done."""
-    sent: list[tuple[Client, Part]] = []
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Client, Part]]:
+    """Note which part goes where."""
+    noted: list[tuple[Client, Part]] = []
     real = graph.submit_parts
 
     def note(client: Client, inbox: Inbox, parts: Any, **kwargs: Any) -> Any:
-        sent.extend((client, part) for part in parts)
+        noted.extend((client, part) for part in parts)
         return real(client, inbox, parts, **kwargs)
 
     monkeypatch.setattr("pipeline.drive.submit_parts", note)
+    return noted
+
+
+def test_a_part_that_is_refused_memory_gets_a_larger_worker(
+    store: Store,
+    client: Client,
+    sent: list[tuple[Client, Part]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a queue limits addresses instead of killing, the next attempts are in the next lane."""
+
+    def greedy(recipe: Recipe, part: Part) -> Any:
+        if part == BAD:
+            raise MemoryError("Unable to allocate 700 MiB")
+        return compute(recipe, part)
+
+    monkeypatch.setattr(graph, "compute", greedy)
+    with Client(client.cluster) as larger:
+        lanes = [Lane(client, (8,), lambda: 2), Lane(larger, (12,), lambda: 2)]
+        end = run(store, client, lanes=lanes)
+    assert (end.done, end.failed) == (11, 1)
+    assert [to for to, part in sent if part == BAD] == [client, *[larger] * (ATTEMPTS - 1)]
+    assert store.failures()[0]["error"].startswith("MemoryError")
+
+
+def test_a_part_that_kills_its_worker_gets_a_larger_one_then_fails(
+    store: Store, client: Client, stuck: Hang, sent: list[tuple[Client, Part]]
+) -> None:
+    """It is tried once more in the next lane, and then named as failed; the rest is done."""
 
     def look(crew: Crew) -> None:
         """Lose two workers to the first attempt, as Dask is quicker than a queue; then another."""
