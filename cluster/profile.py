@@ -76,8 +76,12 @@ def _path(value: object) -> object:
     # The directives and the command line of a job script quote nothing.
     if isinstance(value, str) and re.search(r"\s", value):
         raise ValueError("must have no blanks, which job scripts cannot quote")
-    # os.path: a container's user may have no home, and then ~ stays what it is.
-    return Path(os.path.expanduser(value)) if isinstance(value, str) else value  # noqa: PTH111
+    if not isinstance(value, str):
+        return value
+    path = os.path.expanduser(value)  # noqa: PTH111, which leaves the ~ of who has no home
+    if path.startswith("~"):
+        raise ValueError("must be written out, as there is no home for its ~")
+    return Path(path)
 
 
 def _tuple(value: object) -> object:

@@ -154,6 +154,11 @@ def test_what_scripts_cannot_quote() -> None:
     assert "must be one line" in wrong(prologue=["a\nb"])
 
 
+def test_a_home_that_is_not_known() -> None:
+    """A path in it is refused like any other that cannot be used."""
+    assert "as there is no home for its ~" in wrong(local_directory="~no-such-user/scratch")
+
+
 def test_htcondor_is_different() -> None:
     """HTCondor has no partitions, and its directives are assignments."""
     assert "no partitions" in wrong(kind="htcondor", partition="p")
