@@ -18,10 +18,12 @@ from typing import Any, cast
 from distributed import Client, Scheduler, SchedulerPlugin
 
 from cluster.profile import SizeClass
+from cluster.pulse import silences
 from cluster.queue import OVER, Answer, ClusterError, Ended, Listed
 
 _UNLISTED_SECONDS = 120.0  # that a queue may take to list a job which it has accepted
 _LOST_SECONDS = 15.0  # after that, a worker that left although its job goes on does not come back
+_HEARD_SECONDS = 30.0  # after that, a worker that says nothing does not contradict the queue
 _YOUNG_SECONDS = 60.0
 _JOBS_AT_ONCE = 50  # submitted between two looks at the queue, which serves others too
 _LONGEST_PAUSE = 60.0  # between two attempts to submit, in seconds
@@ -196,7 +198,7 @@ class QueueFleet(Fleet):
         doubtful = [
             job
             for job, name in self._submitted.copy().items()
-            if not self._ledger.has(name)
+            if not self._lives(name)
             and (job not in listed or listed[job].state not in _ALIVE or self._ledger.lost(name))
         ]
         return [*self._dying.copy(), *doubtful]
@@ -210,7 +212,7 @@ class QueueFleet(Fleet):
         pending = Counter(
             self._reason(job, answer)
             for job, name in jobs.items()
-            if job not in gone and not self._ledger.has(name)
+            if job not in gone and not self._lives(name)
         )
         pending.pop("", None)  # of those that have begun
         running = len(jobs) - len(gone) - pending.total()
@@ -237,7 +239,7 @@ class QueueFleet(Fleet):
     def _is_gone(self, job: str, name: str, answer: Answer | None) -> bool:
         """Judge by what is sure: a connection before the queue, which may tell of minutes ago."""
         record = self._records[job]
-        if self._ledger.has(name):
+        if self._lives(name):
             record.absences = 0
             return False
         if self._ledger.lost(name, seconds=_LOST_SECONDS):
@@ -255,6 +257,13 @@ class QueueFleet(Fleet):
         record.absences += 1
         known = record.seen or answer.asked - record.since > _UNLISTED_SECONDS
         return known and record.absences >= _ABSENCES
+
+    def _lives(self, name: str) -> bool:
+        """Whether a worker is connected, and was heard lately."""
+        life = self._ledger.lives.get(name)
+        if life is None or life.left is not None:
+            return False
+        return silences(self.client).get(life.address, 0.0) < _HEARD_SECONDS
 
     def _reason(self, job: str, answer: Answer | None) -> str:
         """Say why a job waits; "" if it does not."""
@@ -376,10 +385,6 @@ class _Ledger(SchedulerPlugin):
     def __init__(self) -> None:
         self.lives: dict[str, _Life] = {}
         self._at: dict[str, _Life] = {}
-
-    def has(self, name: str) -> bool:
-        """Whether a worker is connected."""
-        return name in self.lives and self.lives[name].left is None
 
     def lost(self, name: str, *, seconds: float = 0.0) -> bool:
         """Whether a worker left, and has been gone for so long."""

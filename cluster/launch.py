@@ -17,17 +17,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler
 from distributed.core import Status
 from distributed.security import Security
 
 from cluster import gridengine, slurm
 from cluster.admission import missing_interface
 from cluster.fleet import Death, Fleet, QueueFleet
-from cluster.profile import Profile, SizeClass
+from cluster.profile import SILENT_SECONDS, Profile, SizeClass
+from cluster.pulse import Pulse
 from cluster.queue import OVER, Answer, ClusterError, Queue, command, job_id
 
 QUEUES: Mapping[str, Queue] = {"slurm": slurm, "sge": gridengine}
@@ -60,6 +61,7 @@ _WORKER = _ONE_THREAD | {
 _SCHEDULER = {
     "distributed.admin.tick.limit": _TICK_LIMIT,
     "distributed.scheduler.allowed-failures": 20,  # a long sweep loses many workers to walltimes
+    "distributed.scheduler.worker-ttl": None,  # `Pulse` does that
     "distributed.scheduler.worker-saturation": 1.0,  # a worker that dies has one part in hand
     "distributed.deploy.lost-worker-timeout": "1000d",  # jobs are replaced by `Cluster.check`
 }
@@ -93,7 +95,7 @@ _RECORD = "queue"  # in the directory of a run: the kind of the queue that has i
 
 
 @contextmanager
-def local(workers: int) -> Iterator[Client]:
+def local(workers: int, *, silent: float = SILENT_SECONDS) -> Iterator[Client]:
     """Start a client on this machine: processes with one thread and one BLAS thread each.
 
     The scheduler and its web page listen on loopback only. On leaving, whatever the workers are
@@ -103,6 +105,8 @@ def local(workers: int) -> Iterator[Client]:
     ----------
     workers : int
         Number of processes, >= 1.
+    silent : float
+        Seconds after which a worker that says nothing is replaced, see `Pulse`.
     """
     # Scratch directories stay empty: that a busy disk is slow to make them is nothing to tell.
     slow_disk = "Creating scratch directories"
@@ -113,6 +117,7 @@ def local(workers: int) -> Iterator[Client]:
         "distributed.worker.memory.terminate": 0.95,
         # Nobody reads it, and under Python 3.11 it can freeze the process (dask/distributed#8616).
         "distributed.worker.profile.enabled": False,
+        "distributed.scheduler.worker-ttl": None,  # `Pulse` does that
     }
     with dask.config.set(settings), _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=slow_disk)
@@ -131,6 +136,7 @@ def local(workers: int) -> Iterator[Client]:
                 "the memory full? What was finished is kept: run again, or with fewer --workers."
             ) from error
         client = Client(cluster)
+        Pulse(cast(Scheduler, cluster.scheduler), silent)
         try:
             yield client
         finally:
@@ -312,12 +318,11 @@ def launch(
         )
     with ExitStack() as stack:
         if profile.kind == "local":
-            yield Cluster(
-                {
-                    size: Fleet(sizes[size], n, stack.enter_context(local(n)))
-                    for size, n in jobs.items()
-                }
-            )
+
+            def workers(number: int) -> Client:
+                return stack.enter_context(local(number, silent=profile.silent_worker))
+
+            yield Cluster({size: Fleet(sizes[size], n, workers(n)) for size, n in jobs.items()})
             return
         if problem := missing_interface(profile):
             raise ClusterError(problem)
@@ -463,6 +468,7 @@ def _fleet(
     )
     try:
         client = Client(cluster)
+        Pulse(cluster.scheduler, profile.silent_worker)
         try:
             yield QueueFleet(
                 size,

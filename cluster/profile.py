@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from dask.utils import parse_bytes
 from pydantic import (
@@ -27,6 +27,13 @@ from pydantic import (
 Kind = Literal["local", "slurm", "pbs", "sge", "lsf", "oar", "htcondor", "moab"]
 
 _MEMORY = {"sge": "h_vmem", "oar": "memcore"}  # where a site may have another name for it
+SILENT_SECONDS = 180
+"""Of a worker that is replaced, unless a profile says otherwise. One that works speaks every second
+or so, however long its part takes: NumPy lets other threads run meanwhile. To stop for a minute or
+two and go on is in order: a file server that is restarted, a node that has to swap."""
+
+_SILENT: Any = f"{SILENT_SECONDS // 60} min"  # as in a file
+
 _WORKER_BYTES = 100_000_000  # Python, NumPy, SciPy and Dask before any work
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -179,6 +186,9 @@ class Profile(_Table):
         The interpreter of the workers.
     early_deaths : int
         How many jobs may die young before the run is stopped, >= 1; see `launch.Cluster.check`.
+    silent_worker : int
+        After how many seconds without a sign of life a connected worker is replaced. In a file text
+        such as "3 min", whole minutes.
     driver : Driver or None
         Required by `alphasweep submit`.
     classes : tuple of SizeClass
@@ -204,6 +214,7 @@ class Profile(_Table):
     tls: bool = True
     python: _Path = Path(sys.executable)
     early_deaths: int = Field(default=5, ge=1)
+    silent_worker: Annotated[int, BeforeValidator(_seconds)] = _SILENT
     driver: Driver | None = None
     classes: Annotated[tuple[SizeClass, ...], BeforeValidator(_tuple), Field(min_length=1)]
 
@@ -375,6 +386,7 @@ prologue = [
 # extra_directives = ["{directive}"]
 {names}# skip_directives = ["--mem="]       # header lines that this queue does not accept
 # early_deaths = 5                   # so many jobs may die young before the run stops
+# silent_worker = "3 min"            # a worker that says nothing for so long is replaced
 
 {driver}\
 # What a job asks for, by the size N of its parts; `alphasweep plan SWEEP --on THIS_FILE` says what

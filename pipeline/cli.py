@@ -581,12 +581,14 @@ def _compute(
 @contextmanager
 def _this_machine(todo: Plan, workers: int | None) -> Iterator[tuple[list[Lane], None]]:
     from cluster.launch import local
+    from cluster.pulse import silences
     from pipeline.drive import Lane
 
     number = _workers(todo, workers)
     say(f"{number} workers on this machine")
     with local(number) as client:
-        yield [Lane(client, tuple(todo.parts), lambda: number)], None
+        heard = partial(silences, client)
+        yield [Lane(client, tuple(todo.parts), lambda: number, silences=heard)], None
 
 
 @contextmanager
@@ -594,6 +596,7 @@ def _queue(writer: Writer, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], C
     from cluster.crew import Crew
     from cluster.launch import launch
     from cluster.preflight import preflight, versions
+    from cluster.pulse import silences
     from pipeline.drive import Lane
 
     store, placement = writer.store, _Placement(on, todo)
@@ -634,6 +637,7 @@ def _queue(writer: Writer, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], C
                     tuple(placement.sizes.get(name, ())),
                     partial(crew.workers, name),
                     partial(crew.want, name),
+                    partial(silences, cluster.client(name)),
                 )
                 for name in jobs
             ],
@@ -686,6 +690,9 @@ def _status(store: Store) -> dict[str, Any]:
         "longest_seconds": said.get("longest_seconds", 0.0),
         "longest_predicted": said.get("longest_predicted", 0.0),
         "seconds_left": said.get("seconds_left"),
+        "stalled_seconds": said.get("stalled", 0.0),
+        "silent_workers": said.get("silent", 0),
+        "silent_seconds": said.get("silence", 0.0),
         "driver": holder,
         "driver_job": _driver_job(store),
         "cluster": said.get("cluster", {}),

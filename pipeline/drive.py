@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -29,6 +29,7 @@ ATTEMPTS = 3
 TIMEOUTS = 3
 _IN_FLIGHT_PER_WORKER = 3
 _TICK_SECONDS = 1.0
+_STALLED_SECONDS = 30.0  # without any part finished, at least
 _ANSWER_SECONDS = 10.0  # for what is here already
 _NOT_THE_PARTS_FAULT = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "COMPLETED", "")
 
@@ -41,7 +42,9 @@ class Progress:
 
     ``predicted_seconds`` are core-seconds of the whole plan; of them are done those of finished
     parts, and running those that passed in the ``parts_running``. ``longest_seconds`` is how long
-    the first of these has been running, and ``longest_predicted`` how long it should.
+    the first of these has been running, and ``longest_predicted`` how long it should. ``stalled``
+    says for how long nothing was finished, in seconds, once that is longer than it should take;
+    ``silent`` how many workers are connected and say nothing, and ``silence`` for how long.
     """
 
     cells: int
@@ -62,6 +65,9 @@ class Progress:
     elapsed: float = 0.0
     kernel_seconds: float = 0.0
     core_seconds: float = 0.0
+    stalled: float = 0.0
+    silent: int = 0
+    silence: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -75,9 +81,11 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the end, at the speed so far; None if nothing can be said."""
+        """Until the end, at the speed so far; None if nothing can be said, or nothing moves."""
         begun, total = self.predicted_begun, self.predicted_seconds
-        return (total / begun - 1) * self.elapsed if 0 < begun < total else None
+        if self.stalled or not 0 < begun < total:
+            return None
+        return (total / begun - 1) * self.elapsed
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,15 @@ class Lane:
         How many workers may be given work now.
     want : callable
         Told how many parts of the lane are left.
+    silences : callable
+        How long workers have said nothing, in seconds, by address; of those that are silent.
     """
 
     client: Client
     sizes: tuple[int, ...]
     workers: Callable[[], int]
     want: Callable[[int], object] = lambda parts: None
+    silences: Callable[[], Mapping[str, float]] = dict
 
 
 class Death(Protocol):
@@ -198,7 +209,7 @@ class _Run:
         self._writer, self._plan, self._watch = writer, plan, watch
         self._workforce = workforce
         self._recipe, self._inbox = sweep.recipe, writer.store.inbox()
-        self._began = time.monotonic()
+        self._began = self._moved = time.monotonic()
         self._settled: queue.SimpleQueue[tuple[_Traffic, _Sent, Future[float], _Outcome]]
         self._settled = queue.SimpleQueue()
         self._traffic = [_Traffic(lane, plan) for lane in lanes]
@@ -243,6 +254,8 @@ class _Run:
         """Tell the terminal, and `status` in another one."""
         progress = self.progress
         progress.elapsed = time.monotonic() - self._began
+        silences = [s for lane in self._traffic for s in lane.lane.silences().values()]
+        progress.silent, progress.silence = len(silences), max(silences, default=0.0)
         progress.running = sum(len(p.seeds) for lane in self._traffic for p in lane.running)
         progress.workers = sum(traffic.lane.workers() for traffic in self._traffic)
         self._measure_parts()
@@ -268,6 +281,9 @@ class _Run:
         progress.parts_running = len(spans)
         progress.predicted_running = sum(min(span) for span in spans)
         progress.longest_seconds, progress.longest_predicted = max(spans, default=(0.0, 0.0))
+        expected = MARGIN * max((predicted for _, predicted in spans), default=0.0)
+        idle = now - self._moved
+        progress.stalled = idle if idle > max(_STALLED_SECONDS, expected) else 0.0
 
     def _fill(self) -> None:
         for traffic in self._traffic:
@@ -355,6 +371,7 @@ class _Run:
             block.failures.append(Failure.of(part, error, attempts=attempts))
             self.progress.failed += len(part.seeds)
         self.progress.parts_done += 1
+        self._moved = time.monotonic()
         self.progress.predicted_done += self._plan.part_seconds(part)
         traffic.left -= 1
         if block.complete:
@@ -384,7 +401,8 @@ class _Run:
             return  # another worker has finished it meanwhile
         if traffic.running[part][1].key != key:
             return  # Dask had run it again before we knew; it is with larger workers by now
-        timed_out = death.state == "TIMEOUT"
+        # Whose job runs on was cut off, or silent: its node had to do with it more than the part.
+        timed_out = death.state in ("TIMEOUT", "RUNNING")
         count = self._timeouts if timed_out else self._killed
         count[part] += 1
         if count[part] < (TIMEOUTS if timed_out else 1):
@@ -392,7 +410,10 @@ class _Run:
         sent, future = traffic.running.pop(part)
         _call_back(traffic.lane.client, [future])
         if timed_out:
-            what = f"{TIMEOUTS} workers came to their walltime: raise it, or lower --part-seconds"
+            what = f"{TIMEOUTS} workers came to their walltime"
+            if death.state == "RUNNING":
+                what += " or fell silent"
+            what += ": raise it, or lower --part-seconds"
             self._conclude(traffic, sent, WorkerLostError(what))
         elif count[part] == 1:
             self._larger(traffic).again.append(sent)

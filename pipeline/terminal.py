@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from pipeline.plan import Plan
@@ -29,6 +29,7 @@ _WATCH_SECONDS = 3.0
 _PATIENCE = 1.0  # seconds, with a reader who does not read, while a run goes on
 _LONG_PART = 30.0  # seconds after which one is told of while it runs
 _ERRORS = 10  # failed cells that are listed without being asked for
+_NO_ANSWER_SECONDS = 60.0  # of a queue: some take half of that
 
 console = Console(emoji=False)  # or a path with :x: in it would be shown as another
 
@@ -193,18 +194,13 @@ def progress(plan: Plan) -> Iterator[Callable[[Where], None]]:
     if not console.is_terminal:
         yield _PlainLines()
         return
-    columns = (
-        BarColumn(),
-        TextColumn("{task.fields[note]},"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console) as bar:
+    with Progress(BarColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
         # In predicted seconds, not parts: the long ones come first.
         task = bar.add_task("", total=sum(plan.seconds.values()), note="starting workers")
 
         def watch(where: Where) -> None:
-            bar.update(task, completed=where.predicted_begun, note=_note(where))
+            note = f"{_note(where)}{_left(where)}"
+            bar.update(task, completed=where.predicted_begun, note=note)
 
         yield watch
 
@@ -223,7 +219,8 @@ def _note(where: Where) -> str:
     rate = where.runs_now / where.elapsed if where.elapsed else 0.0
     return (
         f"{where.parts_done}/{where.parts} parts, {rate:.3g} runs/s, {where.failed} failed, "
-        f"{where.workers} workers{under_way(asdict(where))}"
+        f"{where.workers} workers{f', {where.silent} silent' if where.silent else ''}"
+        f"{under_way(asdict(where))}"
     )
 
 
@@ -237,6 +234,8 @@ def under_way(where: Mapping[str, Any]) -> str:
 
 
 def _left(where: Where) -> str:
+    if where.stalled:
+        return f", nothing finished for {duration(where.stalled)}"
     left = where.seconds_left
     return f", about {duration(left)} left" if left else ""
 
@@ -272,11 +271,25 @@ def show_status(found: Mapping[str, Any]) -> None:
     if not found["driver"]:
         return
     left = f", about {duration(found['seconds_left'])} left" if found["seconds_left"] else ""
+    if found["stalled_seconds"]:
+        left = f", nothing finished for {duration(found['stalled_seconds'])}"
     efficiency = f", efficiency {found['efficiency']:.0%}" if found["efficiency"] else ""
     say(
         f"driven by {found['driver']}: {60 * found['rate']:.3g} cells a minute"
         f"{under_way(found)}{left}{efficiency}"
     )
+    if found["silent_workers"]:
+        say(
+            f"Workers that say nothing: {found['silent_workers']}, the longest for "
+            f"{duration(found['silent_seconds'])}. Stopped, or on a busy node? They are "
+            "replaced after a while (silent_worker in the profile)."
+        )
+    age = max((state.get("answer_age", 0.0) for state in found["cluster"].values()), default=0.0)
+    if age > _NO_ANSWER_SECONDS:
+        say(
+            f"The queue has not answered for {duration(age)}: workers that are there work on, and "
+            "none is replaced until it does."
+        )
     for name, state in found["cluster"].items():
         why = ", ".join(f"{number} {reason}" for reason, number in state["reasons"].items())
         say(

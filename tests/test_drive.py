@@ -466,6 +466,15 @@ def test_a_part_no_walltime_is_long_enough_for_fails(
     assert "came to their walltime" in store.failures()[0]["error"]
 
 
+def test_a_part_that_silences_its_workers_fails(store: Store, client: Client, stuck: Hang) -> None:
+    """After as many workers that were lost though their job ran on; not after two."""
+    crew = Crew(lambda crew: stuck.lose(crew, "RUNNING", times=TIMEOUTS))
+    end = run(store, client, workforce=crew)
+    assert (end.done, end.failed) == (11, 1)
+    assert store.failures()[0]["attempts"] == TIMEOUTS
+    assert "fell silent" in store.failures()[0]["error"]
+
+
 @pytest.mark.parametrize("state", ["PREEMPTED", "CANCELLED", "NODE_FAIL", ""])
 def test_lost_workers_cost_a_part_nothing(
     store: Store, client: Client, stuck: Hang, state: str

@@ -33,8 +33,12 @@ class Site:
         self.submitting: set[str] = set()
         self.worker_spec: dict[str, object] = {}
         self.scheduler = SimpleNamespace(
-            workers={}, loop=self, add_plugin=lambda plugin: setattr(self, "ledger", plugin)
+            workers={},
+            extensions={"pulse": SimpleNamespace(silent=(silent := {}))},
+            loop=self,
+            add_plugin=lambda plugin: setattr(self, "ledger", plugin),
         )
+        self.silent: dict[str, float] = silent
         client: Any = SimpleNamespace(cluster=self)
         self.ledger: Any = None
         self.fleet = QueueFleet(
@@ -143,6 +147,19 @@ def test_connected_workers(site: Site) -> None:
     for _ in range(50):
         assert site.answer([second], as_=PENDING, ends={first: FAILED}) == site.accepted
     assert site.fleet.state()["running"] == 2
+
+
+def test_silent_workers(site: Site) -> None:
+    """A worker that is connected and says nothing does not contradict the queue for long."""
+    first, second = site.accepted
+    site.joins(first)
+    failed = {first: Ended("NODE_FAIL", "0:0", "n1")}
+    site.silent[first] = 20.0
+    assert site.answer([second], ends=failed) == site.accepted
+    site.silent[first] = 40.0
+    assert site.answer([first, second]) == site.accepted
+    assert site.answer([second], ends=failed) == [second]
+    assert [death.state for death in site.fleet.deaths] == ["NODE_FAIL"]
 
 
 def test_workers_that_leave(site: Site) -> None:
