@@ -262,6 +262,11 @@ class Victim:
 
         Return whom that was done to: a driver may not have begun, or have ended.
         """
+        late = time.monotonic() + 60
+        while not (self.ended or _drives(store, self.process.pid)) and time.monotonic() < late:
+            time.sleep(0.003)
+        if self.ended:
+            return "nobody"
         os.kill(self.process.pid, signal.SIGSTOP)
         drives = _drives(store, self.process.pid)
         other = rival()
@@ -387,8 +392,6 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
             whom = STRIKES[number % len(STRIKES)]
             if whom != "suspend":
                 whom = victim.kill(whom, rng)
-            elif victim.ended:
-                whom = "nobody"
             else:
                 again = ("run", write_sweep(folder, growth.now), *common, "--wait")
                 rival = partial(Victim, folder, *again, output="rival.txt")
