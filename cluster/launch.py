@@ -331,10 +331,10 @@ def launch(
         check()
         if queue:
             # A job that does not go, as on a node that is lost, is not to keep the others waiting.
-            _cancelled(queue, job_name(directory))
+            _cancelled(queue, job_name(directory), check)
             stack.callback(_end_jobs, queue, name)
         record_queue(directory, profile.kind)
-        security = stack.enter_context(_certificates(profile, directory, name))
+        security = stack.enter_context(_certificates(profile, directory, name, check))
         stack.enter_context(dask.config.set(_SCHEDULER))
         stack.enter_context(_quiet())
         fleets = {
@@ -370,16 +370,18 @@ def queue_of(run_directory: Path) -> Queue | None:
     return QUEUES.get(kind)
 
 
-def end(run_directory: Path, *, queue: Queue | None) -> None:
+def end(
+    run_directory: Path, *, queue: Queue | None, check: Callable[[], object] = lambda: None
+) -> None:
     """Remove what drivers that are gone left: jobs, also those of the next driver; certificates.
 
-    Certificates in a `shared_directory` are removed by the next `launch`.
+    Certificates in a `shared_directory` are removed by the next `launch`. For `check` see there.
     """
     directory = run_directory.resolve()
     if queue:
-        _end_jobs(queue, driver_name(directory))
-        _end_jobs(queue, job_name(directory))
-    _remove_certificates(directory, directory)
+        _end_jobs(queue, driver_name(directory), check)
+        _end_jobs(queue, job_name(directory), check)
+    _remove_certificates(directory, directory, check)
 
 
 def job_name(run_directory: Path, token: str = "") -> str:
@@ -615,10 +617,12 @@ def _usable(directory: Path) -> Path:
 
 
 @contextmanager
-def _certificates(profile: Profile, directory: Path, name: str) -> Iterator[Security | None]:
+def _certificates(
+    profile: Profile, directory: Path, name: str, check: Callable[[], object]
+) -> Iterator[Security | None]:
     """Make certificates of a launch, in files only for their owner, until the body is left."""
     place = profile.shared_directory or directory
-    _remove_certificates(directory, place)
+    _remove_certificates(directory, place, check)
     if not profile.tls:
         warnings.warn(
             "tls = false in the profile: anyone who can reach a port of the driver or of a worker "
@@ -643,8 +647,9 @@ def _certificates_of(name: str, place: Path) -> Path:
     return place / f"certificates-{name}"
 
 
-def _remove_certificates(directory: Path, place: Path) -> None:
+def _remove_certificates(directory: Path, place: Path, check: Callable[[], object]) -> None:
     for folder in place.glob(f"certificates-{job_name(directory)}*"):
+        check()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -658,16 +663,16 @@ def _security(folder: Path) -> Security:
     return Security(require_encryption=True, tls_ca_file=str(folder / "cert.pem"), **files)
 
 
-def _end_jobs(queue: Queue, prefix: str) -> None:
+def _end_jobs(queue: Queue, prefix: str, check: Callable[[], object] = lambda: None) -> None:
     """Cancel what is left, and make sure that the queue has nothing that runs or waits."""
-    if jobs := _cancelled(queue, prefix):
+    if jobs := _cancelled(queue, prefix, check):
         raise ClusterError(
             f"all jobs of the run must be gone from the queue; still there: {', '.join(jobs)}: "
             "cancel them."
         )
 
 
-def _cancelled(queue: Queue, prefix: str) -> list[str]:
+def _cancelled(queue: Queue, prefix: str, check: Callable[[], object]) -> list[str]:
     """Cancel jobs, wait until none of them runs or waits, and return those that do not go."""
     until = time.monotonic() + _CLOSE_SECONDS
     cancelled: set[str] = set()
@@ -678,6 +683,7 @@ def _cancelled(queue: Queue, prefix: str) -> list[str]:
         jobs = [j for j in jobs if j not in cancelled or queue.ended(j).state not in OVER]
         if not jobs or time.monotonic() > until:
             return jobs
+        check()  # ours still, so it was when these were listed: none is of who took over
         queue.cancel(jobs)
         cancelled.update(jobs)
         time.sleep(0.2)

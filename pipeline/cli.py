@@ -262,7 +262,7 @@ def cancel(store: StoreArgument) -> None:
             _fail(f"{place.path} is driven by {driver}; it is no job: stop it there.")
         try:
             with place.lock(wait=True) as writer:
-                end(_run_directory(place), queue=queue)
+                end(_run_directory(place), queue=queue, check=writer.check)
                 writer.collect()
         except OSError as error:  # a full disk, say: what costs core-hours ends all the same
             end(_run_directory(place), queue=queue)

@@ -19,6 +19,7 @@ import pytest
 from distributed import Client, Status
 
 from cluster import crew as crew_module
+from cluster import launch as launch_module
 from cluster import preflight as preflight_module
 from cluster.admission import missing_interface
 from cluster.crew import Crew
@@ -33,6 +34,7 @@ from cluster.launch import (
 )
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
+from cluster.queue import Ended, Listed
 
 SIZE = {"name": "one", "up_to_N": 100, "cores": 2, "memory": "3 GiB", "walltime": "1-02:30:00"}
 QUEUES = {
@@ -231,6 +233,39 @@ def test_a_machine_that_stalls() -> None:
         client.loop.add_callback(time.sleep, 4)
     assert cluster.status == Status.closed
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+def test_who_is_taken_over_while_it_tidies_up_spares_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
+) -> None:
+    """A launch that may not go on cancels no job, and removes no certificate, that it finds."""
+    theirs = job_name(tmp_path, "theirs")
+    (folder := tmp_path / f"certificates-{theirs}").mkdir()
+    cancelled: list[str] = []
+    there = {"7": Listed(theirs, "RUNNING", "")}
+    fake = SimpleNamespace(
+        jobs=lambda prefix: {i: job for i, job in there.items() if job.name.startswith(prefix)},
+        ended=lambda job: Ended("RUNNING"),
+        cancel=lambda jobs: cancelled.extend(jobs),
+    )
+    monkeypatch.setattr(launch_module, "QUEUES", {"slurm": fake})
+    if stopped_after == 2:  # nothing was there when it looked
+        there.clear()
+    checks = count()
+
+    def check() -> None:
+        if next(checks) >= min(stopped_after, 1):
+            there["8"] = Listed(theirs, "RUNNING", "")
+            raise RuntimeError("another has the store")
+
+    with (
+        pytest.raises(RuntimeError, match="another has the store"),
+        launch(profile("slurm"), {"one": 1}, run_directory=tmp_path, token="mine", check=check),
+    ):
+        pass
+    assert cancelled == []
+    assert folder.exists()
 
 
 def test_nobody_works_unexamined(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from secrets import token_hex
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ import pytest
 from distributed.security import Security
 
 from cluster import queue
-from cluster.fleet import Death
+from cluster.fleet import Death, QueueFleet
 from cluster.launch import QUEUES, WALLTIME_END, Cluster, ClusterError, end, job_name, launch
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
@@ -478,6 +479,51 @@ def test_killed_driver(slurm: Slurm, tmp_path: Path) -> None:
         assert not key.exists()
         assert not set(old) & set(workers(cluster).values())
         until(lambda: not slurm.processes(old[0]), what="the end of the old worker")
+
+
+def test_no_job_for_who_may_not_go_on(slurm: Slurm, tmp_path: Path) -> None:
+    """Once `check` raises, nothing is submitted, whatever ended; and nobody else's job is touched.
+
+    So it is with a driver that was suspended: all its threads go on at once.
+    """
+    lost = Event()
+
+    def check() -> None:
+        if lost.is_set():
+            raise RuntimeError("another has the store")
+
+    theirs = job_name(tmp_path, "theirs")
+    words = ("-J", theirs, "-o", "/dev/null", "--wrap", "sleep 1000")
+    folder = tmp_path / f"certificates-{theirs}"
+    with launch(
+        profile(), {"one": 1}, run_directory=tmp_path, token="mine", check=check
+    ) as cluster:
+        come(cluster)
+        (mine,) = workers(cluster).values()
+        lost.set()
+        other = slurm.do("sbatch", "--parsable", *words).strip()
+        folder.mkdir()
+        slurm.do("scancel", mine)
+        supervised(cluster, lambda: cluster.deaths, what="the end of the job")
+        supervised(cluster, lambda: refused(cluster), what="an attempt to submit another")
+        assert slurm.jobs(name=job_name(tmp_path)) == [other]
+    assert slurm.jobs(name=job_name(tmp_path)) == [other]
+    assert folder.exists()
+    with (
+        pytest.raises(RuntimeError, match="another has the store"),
+        launch(profile(), {"one": 1}, run_directory=tmp_path, token="mine", check=check),
+    ):
+        pass
+    assert slurm.jobs(name=job_name(tmp_path)) == [other]
+    assert folder.exists()
+    slurm.do("scancel", other)
+
+
+def refused(cluster: Cluster) -> bool:
+    """Whether a job was refused since the last that was accepted."""
+    fleet = cluster._fleets["one"]
+    assert isinstance(fleet, QueueFleet)
+    return fleet._refusals > 0
 
 
 def test_two_runs(slurm: Slurm, tmp_path: Path) -> None:
