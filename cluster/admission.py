@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 
 import psutil
 
+from cluster import slurm
 from cluster.profile import Profile
+from cluster.queue import ClusterError, Outlook
 
 
 def missing_interface(profile: Profile) -> str:
@@ -27,3 +30,25 @@ def missing_interface(profile: Profile) -> str:
         f"of the nodes, with an IPv4 address; {profile.interface} {what}. Here are: {usable}. Name "
         "one of them, or leave interface out."
     )
+
+
+def outlooks(profile: Profile, scripts: Mapping[str, str]) -> dict[str, Outlook]:
+    """Ask the queue of a profile whether it could ever run some jobs, without submitting them.
+
+    Other queues than SLURM have no such question. One that does not answer is asked no more.
+
+    Parameters
+    ----------
+    profile : Profile
+    scripts : mapping of str to str
+        The scripts of the jobs, by what they are for.
+    """
+    found: dict[str, Outlook] = {}
+    if profile.kind == "slurm":
+        for name, script in scripts.items():
+            try:
+                found[name] = slurm.outlook(script)
+            except ClusterError as error:
+                found[name] = Outlook(doubt=f"whether it could run is not known: {error}")
+                break
+    return found

@@ -98,6 +98,22 @@ class Answer:
     ends: Mapping[str, Ended]
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a queue says of a job before it is submitted.
+
+    Attributes
+    ----------
+    refusal : str
+        Why it would never run; "" if nothing speaks against it.
+    doubt : str
+        What is not sure, for instance since the queue did not answer; "" if nothing.
+    """
+
+    refusal: str = ""
+    doubt: str = ""
+
+
 class Queue(Protocol):
     """A queue; a module can be one."""
 

@@ -36,9 +36,10 @@ if TYPE_CHECKING:  # distributed takes a second to load
 
     from cluster.crew import Crew
     from cluster.queue import Queue
-    from pipeline.drive import Lane
+    from pipeline.drive import Lane, Progress
 
 _SECONDS_PER_PART_QUEUED = 60.0
+_WAIT_SECONDS = 60.0  # until jobs that wait are worth a line, and between two such lines
 _SUBMITTED = "driver.job"  # beside the store: the id of the job of a submitted driver
 _HOW_OVER = {"PENDING": 1, "COMPLETING": 2}  # of the jobs of one driver, the first is shown
 _KILLED_AT = 0.95  # of its share of the memory, see cluster.launch.local
@@ -165,9 +166,13 @@ def plan(
             found |= _staff(todo, workers, on)
         finally:
             print(json.dumps(found)) if as_json else terminal.show_plan(found)
-        if "classes" in found and not as_json:
-            assert on is not None
-            _show_jobs(_Placement(on, todo), found["classes"], place)
+        if on and "classes" in found:
+            placement = _Placement(on, todo)
+            if not as_json:
+                _show_jobs(placement, found["classes"], place)
+            submits = placement.profile.kind == "slurm" and placement.profile.driver
+            driver = _driver_script(placement, place, []) if submits else ""
+            placement.ask(place, driver=driver, here=False)
     _end_if_lost()
 
 
@@ -191,7 +196,10 @@ def run(
         model = _cost_model(wanted, place)
         if not place.exists() or wider_sweep(place, wanted) != place.sweep():
             # What does not fit is refused before anything is written.
-            _staff(_plan(wanted, place, model, seconds, retry_failed), workers, on)
+            foreseen = _plan(wanted, place, model, seconds, retry_failed)
+            _staff(foreseen, workers, on)
+            if on:
+                _Placement(on, foreseen).ask(place)
         with terminal.hurried(), place.lock(wait=wait) as writer:
             writer.prepare(wanted, mix=other_numbers)
             todo = _plan(wanted, place, model, seconds, retry_failed)
@@ -213,7 +221,7 @@ def submit(
 ) -> None:
     """Let the driver itself be a job of SLURM, which resumes until all is done."""
     from cluster.launch import record_queue
-    from cluster.submit import driver_script
+    from cluster.queue import command as ask_command
     from cluster.submit import submit as submit_job
 
     wanted, place = _sweep_and_store(sweep, store)
@@ -221,24 +229,19 @@ def submit(
     with _reported_errors():
         model = _cost_model(wanted, place)
         placement = _Placement(on, _plan(wanted, place, model, seconds, retry_failed))
-        with place.lock() as writer:
-            writer.prepare(wanted, mix=other_numbers)
         command = [sys.executable, "-m", "pipeline.cli", "run", str(place.path), "--wait"]
         command += ["--on", str(on.absolute()), "--part-seconds", str(seconds)]
         command += ["--retry-failed"] * retry_failed + ["--other-numbers"] * other_numbers
-        log = place.control / "driver.log"
-        script = driver_script(
-            placement.profile,
-            command,
-            log=log,
-            record=place.control / _SUBMITTED,
-            job_name=_driver_name(place),
-        )
+        script = _driver_script(placement, place, command)
+        ask_command("sbatch", "--version")
+        placement.ask(place, driver=script, here=False)
+        with place.lock() as writer:
+            writer.prepare(wanted, mix=other_numbers)
         record_queue(_run_directory(place), placement.profile.kind)
         job = submit_job(script)
         replace_text(place.control / _SUBMITTED, job)
     say(
-        f"Submitted the driver of {place.path} as job {job}; its log: {log}\n"
+        f"Submitted the driver of {place.path} as job {job}; its log: {_driver_log(place)}\n"
         f"See how it goes:  alphasweep status {_typed(place.path)} --watch\n"
         f"Stop it:          alphasweep cancel {_typed(place.path)}"
     )
@@ -453,7 +456,7 @@ class _Placement:
         from cluster.profile import ProfileError
         from cluster.profile import load as load_profile
 
-        self.profile = load_profile(path)
+        self.path, self.profile = path, load_profile(path)
         self.todo = todo
         self.sizes: dict[str, list[int]] = {}
         problems = []
@@ -482,6 +485,47 @@ class _Placement:
             )
         if problems:
             raise ProfileError(problems)
+
+    def ask(self, store: Store, *, driver: str = "", here: bool = True) -> None:
+        """Ask this machine and the queue whether they would run the jobs, and warn of doubts.
+
+        Parameters
+        ----------
+        store : Store
+        driver : str
+            The script of the driver's own job, if it is to have one.
+        here : bool
+            Whether the driver runs on this machine.
+
+        Raises
+        ------
+        ProfileError
+            If some would never run; each is named.
+        """
+        from cluster.admission import missing_interface, outlooks
+        from cluster.launch import job_script
+        from cluster.profile import ProfileError
+
+        if self.profile.kind == "local":
+            return
+        directory = _run_directory(store)
+        scripts = {
+            f"class {size.name}": job_script(self.profile, size, run_directory=directory)
+            for size in self.profile.classes
+            if size.name in self.sizes
+        }
+        found = outlooks(self.profile, scripts | ({"[driver]": driver} if driver else {}))
+        where, missing = f"profile file {self.path}", missing_interface(self.profile)
+        for what, outlook in found.items():
+            if outlook.doubt:
+                terminal.warn(f"{where}, {what}: {outlook.doubt}")
+        refused = [f"{where}, {k}: {each.refusal}" for k, each in found.items() if each.refusal]
+        if missing and here:
+            refused.append(missing)
+        elif missing:
+            terminal.warn(missing)
+        if refused:
+            raise ProfileError(refused)
 
     @property
     def jobs(self) -> dict[str, int]:
@@ -556,6 +600,22 @@ def _driver_name(store: Store) -> str:
     return driver_name(_run_directory(store))
 
 
+def _driver_log(store: Store) -> Path:
+    return store.control / "driver.log"
+
+
+def _driver_script(placement: _Placement, store: Store, command: list[str]) -> str:
+    from cluster.submit import driver_script
+
+    return driver_script(
+        placement.profile,
+        command,
+        log=_driver_log(store),
+        record=store.control / _SUBMITTED,
+        job_name=_driver_name(store),
+    )
+
+
 def _compute(
     sweep: Sweep, writer: Writer, todo: Plan, workers: int | None, on: Path | None
 ) -> None:
@@ -570,12 +630,38 @@ def _compute(
     crew = _queue(writer, todo, on) if on else _this_machine(todo, workers)
     try:
         with crew as (lanes, workforce), terminal.progress(todo) as watch:
+            if workforce:
+                watch = _telling_why_jobs_wait(watch, workforce)
             end = drive(sweep, writer, todo, lanes, watch=watch, workforce=workforce)
     except KeyboardInterrupt:
         with suppress(OSError, StoreError):  # the parts stay, and the next run commits them
             writer.collect()
         raise
     terminal.show_cost(end, todo)
+
+
+def _telling_why_jobs_wait(
+    watch: Callable[[Progress], None], crew: Crew
+) -> Callable[[Progress], None]:
+    """Also tell why jobs wait: after a minute, and when that changes, once a minute at most."""
+    from cluster.slurm import remedy
+
+    told: dict[str, set[str]] = {}
+    quiet_until = _WAIT_SECONDS
+
+    def telling(where: Progress) -> None:
+        nonlocal quiet_until
+        watch(where)
+        if where.elapsed < quiet_until:
+            return
+        for name, state in crew.state().items():
+            reasons = state["reasons"].keys() - {"None", "unknown"}  # it has not looked at them yet
+            if reasons and reasons != told.get(name):
+                told[name] = reasons
+                quiet_until = where.elapsed + _WAIT_SECONDS
+                say(terminal.why_jobs_wait(name, state, remedy))
+
+    return telling
 
 
 @contextmanager
@@ -600,6 +686,7 @@ def _queue(writer: Writer, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], C
     from pipeline.drive import Lane
 
     store, placement = writer.store, _Placement(on, todo)
+    placement.ask(store)
     profile, jobs = placement.profile, placement.jobs
     if profile.kind != "local":
         jobs |= placement.reserve
@@ -675,7 +762,7 @@ def _status(store: Store) -> dict[str, Any]:
     said = store.progress() if holder else {}
     running = min(int(said.get("running", 0)), cells.size - done - failed)
     begun = said.get("predicted_done", 0.0) + said.get("predicted_running", 0.0)
-    return {
+    found = {
         "store": str(store.path),
         "name": sweep.name,
         "cells": cells.size,
@@ -701,6 +788,13 @@ def _status(store: Store) -> dict[str, Any]:
         "efficiency": _efficiency(said),
         "errors": [f"{failure['part']}: {failure['error']}" for failure in store.failures()],
     }
+    if found["cluster"] or found["driver_job"]:
+        from cluster.slurm import remedy
+
+        waits = [reason for state in found["cluster"].values() for reason in state["reasons"]]
+        waits += [found["driver_job"]["reason"]] if found["driver_job"] else []
+        found["remedies"] = {reason: text for reason in waits if (text := remedy(reason))}
+    return found
 
 
 def _driver_job(store: Store) -> dict[str, str] | None:

@@ -268,6 +268,8 @@ def show_status(found: Mapping[str, Any]) -> None:
     if job := found["driver_job"]:
         why = f" ({job['reason']})" if job["state"] == "PENDING" else ""
         say(f"the driver is job {job['id']}: {job['state'].lower()}{why}")
+    for reason, ends in found.get("remedies", {}).items():
+        say(f"{reason} does not end by itself: {ends}")
     if not found["driver"]:
         return
     left = f", about {duration(found['seconds_left'])} left" if found["seconds_left"] else ""
@@ -301,6 +303,26 @@ def show_status(found: Mapping[str, Any]) -> None:
             f"{found['core_hours_used']:.3g} core-hours used, about "
             f"{found['core_hours_left']:.3g} left"
         )
+
+
+def why_jobs_wait(name: str, state: Mapping[str, Any], remedy: Callable[[str], str]) -> str:
+    """Say why jobs of a class wait, and what ends a wait that does not end by itself.
+
+    Parameters
+    ----------
+    name : str
+        Of the class.
+    state : mapping
+        As `cluster.launch.Cluster.state` has it.
+    remedy : callable
+        Takes a reason, and returns what ends it, or "".
+    """
+    why = [
+        f"{number} {reason}"
+        + (f", which does not end by itself: {ends}" if (ends := remedy(reason)) else "")
+        for reason, number in state["reasons"].items()
+    ]
+    return f"class {name}: {state['pending']} jobs wait: {'; '.join(why)}"
 
 
 def show_classes(rows: Sequence[Mapping[str, Any]]) -> None:
