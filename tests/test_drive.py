@@ -16,7 +16,8 @@ import pytest
 import xarray as xr
 from distributed import Client, LocalCluster, get_worker
 
-from pipeline import graph
+from pipeline import graph, terminal
+from pipeline.cli import _status
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, _Traffic, drive
 from pipeline.inbox import Inbox
@@ -28,6 +29,10 @@ from tests.conftest import bits, take_over, tiny
 
 MODEL = CostModel(REFERENCE)
 BAD = Part(2.0, 8, 1, 1)
+WAITING: dict[str, Any] = {
+    "wanted": 1, "pending": 0, "reasons": {}, "running": 1, "workers": 1, "died": 0,
+    "core_seconds": 1.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +387,51 @@ def test_results_that_are_lost_before_they_are_noticed(
     assert ended[0].done == 12
     assert set(computed.values()) == {1}
     assert bits(other.path) == bits(full.path)
+
+
+def test_what_does_not_move_has_no_time_left(
+    store: Store, client: Client, stuck: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once nothing is finished for too long, that is said, and who is silent; later it goes on."""
+    monkeypatch.setattr("pipeline.drive._STALLED_SECONDS", 2.0)
+    said: list[dict[str, Any]] = []
+
+    def watch(progress: Progress) -> None:
+        said.append(store.progress())
+        if progress.stalled:
+            stuck.released.set()
+
+    lane = Lane(client, (8, 12), lambda: 2, silences=lambda: {"a": 20.0, "b": 70.0})
+    end = run(store, client, watch=watch, lanes=[lane])
+    (stalled, *_) = (one for one in said if one["stalled"])
+    assert 0 < stalled["predicted_done"] < stalled["predicted_seconds"]
+    assert stalled["seconds_left"] is None
+    assert (stalled["silent"], stalled["silence"]) == (2, 70.0)
+    assert (end.done, end.stalled) == (12, 0.0)
+
+
+def test_status_tells_who_is_silent(
+    store: Store, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A silent worker, a run that has stalled, and a queue that does not answer are told of."""
+    run(store, client)
+    said = store.progress()
+    with store.lock() as writer:
+        own = ("token", "host", "pid", "born")
+        document = {key: value for key, value in said.items() if key not in own} | {
+            "stalled": 300.0,
+            "seconds_left": None,
+            "silent": 1,
+            "silence": 240.0,
+            "cluster": {"one": WAITING | {"answer_age": 600.0}},
+        }
+        writer.say(**document)
+        terminal.show_status(_status(store))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "nothing finished for 5 min" in told
+    assert " left, " not in told
+    assert "say nothing: 1, the longest for 4 min" in told
+    assert "The queue has not answered for 10 min" in told
 
 
 def test_what_check_raises_ends_the_run(store: Store, client: Client) -> None:

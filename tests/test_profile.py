@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.profile import Kind, Profile, ProfileError, SizeClass, load, template
+from cluster.profile import SILENT_SECONDS, Kind, Profile, ProfileError, SizeClass, load, template
 
 SMALL = {"name": "small", "up_to_N": 100, "memory": "2 GB", "walltime": "1h"}
 LARGE = SMALL | {"name": "large", "up_to_N": 200}
@@ -114,6 +114,12 @@ def test_wrong_walltime(text: object) -> None:
     """Seconds, half minutes, and what queues read differently are no walltime."""
     with pytest.raises(ValidationError):
         size(walltime=text)
+
+
+def test_silence() -> None:
+    """A worker may be silent for three minutes, or for what the profile says."""
+    assert Profile.model_validate(GOOD).silent_worker == SILENT_SECONDS == 180
+    assert Profile.model_validate(GOOD | {"silent_worker": "10 min"}).silent_worker == 600
 
 
 def test_memory() -> None:
