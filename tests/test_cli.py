@@ -22,6 +22,7 @@ import psutil
 import pytest
 import xarray as xr
 
+from cluster.launch import job_name, record_queue
 from pipeline import cli
 from pipeline.spec import Sweep, load
 from pipeline.store import Store
@@ -581,6 +582,37 @@ def test_a_full_disk(
     again = alphasweep("run", "quick")
     assert again.returncode == 0, again.stderr
     assert bits("quick.zarr") == reference
+
+
+def test_cancel_on_a_full_disk(small_disk: Callable[[str], list[str]], here: Path) -> None:
+    """Jobs of a driver that is gone end first; then one line says what could not be written."""
+    fill(Store("tiny.zarr"), load("tiny.toml"), parts_of(load("tiny.toml"))[:1])
+    run_directory = here / "disk" / "tiny.zarr.run" / "cluster"
+    record_queue(here / "tiny.zarr.run" / "cluster", "slurm")
+    jobs, commands = here / "jobs", here / "bin"
+    jobs.write_text(f"alphasweep|7|RUNNING|None|{job_name(run_directory, 'abcd')}\n")
+    commands.mkdir()
+    for name, line in (
+        ("squeue", f"cat {jobs}"),
+        ("scancel", f": > {jobs}; echo $@ > {here}/ended"),
+    ):
+        (commands / name).write_text(f"#!/bin/sh\n{line}\n")
+        (commands / name).chmod(0o755)
+    mount = "mount -t tmpfs -o size=2m none disk && cp -r tiny.zarr tiny.zarr.run disk"
+    mount += " && { cat /dev/zero > disk/fill 2>/dev/null; true; }"
+    done = subprocess.run(
+        [*small_disk(mount), *COMMAND, "cancel", "tiny.zarr"],
+        env=os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (here / "ended").read_text().split()[-1] == "7"
+    (line,) = done.stderr.splitlines()
+    assert "the driver and the workers of" in line
+    assert "are ended, but the store must be writable" in line
+    assert "No space left on device" in line
 
 
 def test_failed_cells_end_the_run_with_an_error(
