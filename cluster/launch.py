@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import math
+import os
 import shutil
 import signal
 import tempfile
@@ -143,7 +144,9 @@ def local(workers: int, *, silent: float = SILENT_SECONDS) -> Iterator[Client]:
             for nanny in cluster.workers.values():
                 process = getattr(nanny, "process", None)
                 if process is not None and process.process is not None:
-                    process.process.kill()
+                    # Not by Dask, which from this thread needs an event loop under Python 3.14.
+                    with suppress(ProcessLookupError):
+                        os.kill(process.process.pid, signal.SIGKILL)
             _close(client)
             _close(cluster)
 
