@@ -184,6 +184,42 @@ def test_jobs_that_die_young(site: Site) -> None:
         site.answer(ends=dict.fromkeys(site.names, FAILED))
 
 
+def test_jobs_that_never_start(site: Site) -> None:
+    """A job that failed to start waits for ever: it is given up at once, and counts."""
+    second = site.accepted[1]
+    wrong = Ended("FAILED", "can't chdir", "")
+    site.answer([second], as_=Listed("name", "ERROR", "can't chdir"))
+    assert second not in site.names
+    site.answer(ends={second: wrong})
+    assert [(d.job, d.exit_code, d.young) for d in site.fleet.deaths] == [
+        (second, "can't chdir", True)
+    ]
+
+
+def test_ends_that_are_told_late(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """While as many jobs may have died young as are allowed, no more are submitted."""
+    site = Site(monkeypatch, tmp_path, jobs=3)
+    site.answer(site.accepted)
+    assert site.answer() == site.accepted
+    for _ in range(5):
+        site.answer()
+        assert not site.names
+    assert site.fleet.deaths == []
+    site.answer(ends=dict.fromkeys(site.accepted, Ended("CANCELLED")))
+    assert len(site.names) == 3
+    assert [death.young for death in site.fleet.deaths] == [False] * 3
+
+
+@pytest.mark.parametrize("name", ["a-12-one-2-7.err", "a-12.o7", "worker-7.log"])
+def test_the_log_of_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """What is shown is of that job alone, whatever numbers are in the names of others."""
+    for other in ("a-7-one-7-12.err", "a-12.o77", "worker-17.log", "a-12.o2", "a-7b-2.out"):
+        (tmp_path / other).write_text("another job")
+    (tmp_path / name).write_text("no such module")
+    log = Site(monkeypatch, tmp_path).fleet._log("7")
+    assert log.endswith(":\nno such module")
+
+
 class SlowQueue:
     """A queue that answers when it may."""
 

@@ -65,7 +65,7 @@ def test_quick_is_the_same_through_a_queue(desk: Desk) -> None:
 def test_lost_workers(gridengine: GridEngine, desk: Desk) -> None:
     """A deleted job, a killed worker, and one at its walltime, which are no early deaths."""
     hang = "if (alpha, N, seed) == (2.0, 8, 3) and once(): time.sleep(1000)"
-    desk.cluster(extra=hang, classes=(MINUTE,), partition="short.q", early_deaths=2)
+    desk.cluster(extra=hang, classes=(MINUTE,), partition="short.q")
     desk.hold()
     run = desk.run()
     desk.computes(5)
