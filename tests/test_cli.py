@@ -584,6 +584,22 @@ def test_a_full_disk(
     assert bits("quick.zarr") == reference
 
 
+def test_reading_on_a_read_only_disk(small_disk: Callable[[str], list[str]]) -> None:
+    """What only reads a store works where nothing can be written."""
+    fill(Store("tiny.zarr"), load("tiny.toml"), parts_of(load("tiny.toml"))[:1])
+    mount = "mount -t tmpfs -o size=9m none disk && cp -r tiny.zarr tiny.zarr.run disk"
+    mount += " && mount -o remount,ro disk"
+    verbs = 'for verb in status verify open plan; do "$@" $verb tiny.zarr || exit 3; done'
+    done = subprocess.run(
+        [*small_disk(mount), "sh", "-c", verbs, "sh", *COMMAND],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
 def test_cancel_on_a_full_disk(small_disk: Callable[[str], list[str]], here: Path) -> None:
     """Jobs of a driver that is gone end first; then one line says what could not be written."""
     fill(Store("tiny.zarr"), load("tiny.toml"), parts_of(load("tiny.toml"))[:1])
