@@ -404,8 +404,10 @@ def test_what_does_not_move_has_no_time_left(
     lane = Lane(client, (8, 12), lambda: 2, silences=lambda: {"a": 20.0, "b": 70.0})
     end = run(store, client, watch=watch, lanes=[lane])
     (stalled, *_) = (one for one in said if one["stalled"])
-    assert 0 < stalled["predicted_done"] < stalled["predicted_seconds"]
     assert stalled["seconds_left"] is None
+    half = replace(end, predicted_done=1.0, predicted_seconds=2.0, elapsed=10.0)
+    assert half.seconds_left == 10.0
+    assert replace(half, stalled=5.0).seconds_left is None
     assert (stalled["silent"], stalled["silence"]) == (2, 70.0)
     assert (end.done, end.stalled) == (12, 0.0)
 
