@@ -10,7 +10,7 @@ ROUNDS, SEED, RACES = 3, 5, 6
 
 
 def test_kills_at_random_lose_nothing_and_change_nothing(tmp_path: Path) -> None:
-    """Drivers, workers and extensions may be killed: what is done stays, and the rest comes.
+    """Drivers, workers and extensions may be killed, or suspended: what is done stays, all comes.
 
     Readers see no error and no wrong number meanwhile.
     """
