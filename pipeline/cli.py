@@ -251,13 +251,20 @@ def submit(
 def cancel(store: StoreArgument) -> None:
     """End the driver of a store and its workers; what was finished is kept."""
     from cluster.launch import end
+    from cluster.queue import ClusterError
 
     place = Store(store)
     with _reported_errors():
         place.sweep()
         queue = _queue_of(place)
         name, pid = _driver_name(place), place.holder_here()
-        if queue and (jobs := queue.jobs(name)):
+        try:
+            jobs = queue.jobs(name) if queue else {}
+        except ClusterError:
+            if not pid:
+                raise
+            jobs = {}  # the driver here is ended all the same, and the error is told by `end`
+        if queue and jobs:
             queue.cancel(jobs)
         elif pid:
             os.kill(pid, signal.SIGTERM)

@@ -504,18 +504,25 @@ def test_a_second_driver_is_told_who_has_the_store(hold: Path) -> None:
     assert f"in use by process {first.pid} on" in second.stderr
 
 
+@pytest.mark.parametrize("queued_before", [False, True])
 def test_cancel_asks_no_queue_that_the_run_is_not_in(
-    hold: Path, monkeypatch: pytest.MonkeyPatch
+    hold: Path, monkeypatch: pytest.MonkeyPatch, queued_before: bool
 ) -> None:
-    """Where SLURM's commands are installed, and no controller answers, a local run is cancelled."""
+    """Where SLURM's commands are installed, and no controller answers, a local run is cancelled.
+
+    Also if the sweep had jobs there once; then it is told that nobody knows of them.
+    """
     Path("bin").mkdir()
     for program in ("squeue", "scancel"):
         Path("bin", program).write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
         Path("bin", program).chmod(0o755)
     monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
     first = held()
+    if queued_before:
+        record_queue(Path("quick.zarr.run", "cluster"), "slurm")
     done = alphasweep("cancel", "quick.zarr")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (1 if queued_before else 0), done.stderr
+    assert ("no controller" in done.stderr) == queued_before
     said, _ = first.communicate()
     assert first.returncode == 130, said
 
