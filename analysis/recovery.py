@@ -360,6 +360,7 @@ def _count(ds: xr.Dataset) -> xr.Dataset:
     )
 
 
+@np.errstate(all="ignore")  # where alphas are all but equal odds overflow: no number then
 def _fit(count: xr.Dataset) -> _Fit:
     """Regress one N's counts (alpha, seed) on log alpha."""
     cells = count.stack(cell=("alpha", "seed"))
@@ -398,6 +399,8 @@ def _fit(count: xr.Dataset) -> _Fit:
     fit, *clustered = _regress((log_alpha - centre) / scale, recovered, runs, seed)
     if not fit.converged:
         return without(_Reason("the binomial regression did not converge", "add runs"))
+    if not all(np.isfinite(result.cov_params()).all() for result in (fit, *clustered)):
+        return without(_Reason("P is too steep for an error", "add alphas where it rises, or runs"))
     level, rise = fit.params
     reason = _why_no_crossing(alpha, level, rise, fit.null_deviance - fit.deviance, scale, centre)
     if reason:
@@ -452,17 +455,17 @@ def _why_no_curve(
             f"no run recovered up to {between}: alpha_half is between, P too steep to fit",
             "add alphas there, or runs",
         )
-    if some_not.max() == some.min():
-        step = some.min()
-        here = alpha == step
+    if np.ptp(np.log(alpha)) > CLOSE > np.log(some_not.max() / some.min()):
+        # Both outcomes at one alpha alone, or at some that are all but one: the slope is infinite.
+        here = (alpha >= some.min()) & (alpha <= some_not.max())
         share = f"{recovered[here].sum() / runs[here].sum():.2g} there"
-        if step == alpha.min():
+        if here[alpha.argmin()]:
             return _Reason(f"every run recovered above alpha = {low}, a share of {share}", _SMALLER)
-        if step == alpha.max():
+        if here[alpha.argmax()]:
             return _Reason(f"no run recovered below alpha = {high}, a share of {share}", _LARGER)
         return _Reason(
-            f"no run recovered below alpha = {_text(step)}, every run above it, a share of {share}"
-            ": alpha_half is near it, P too steep to fit",
+            f"no run recovered below alpha = {_text(some.min())}, every run above it, a share of "
+            f"{share}: alpha_half is near it, P too steep to fit",
             "add alphas there, or runs",
         )
     if some.max() <= some_not.min():

@@ -197,6 +197,7 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
                 # MINPACK, lmfit's default, steps by a share of the parameter: none where it is ~0.
                 method="least_squares",
                 scale_covar=False,
+                fit_kws=dict.fromkeys(("ftol", "xtol", "gtol"), 1e-12),
                 **law.guess,
             )
         found = None if result.covar is None else result.covar * unit**2

@@ -46,6 +46,7 @@ def stranger(full: Store) -> Iterator[subprocess.Popen[bytes]]:
     driver = hold(full)
     driver.kill()
     driver.communicate()
+    time.sleep(1.5 * lease._SAME_BIRTH_SECONDS)  # numbers come back after thousands of others
     with subprocess.Popen(["sleep", "600"]) as process:
         lock, said = full.control / "lock", full.control / "progress.json"
         text = re.sub("pid=.*", f"pid={process.pid}", lock.read_text())

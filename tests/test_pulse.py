@@ -109,7 +109,7 @@ def client() -> Any:
 def test_a_worker_that_works_is_not_silent(client: Client) -> None:
     """One that is inside a single long call speaks meanwhile."""
     (worker,) = client.cluster.scheduler.workers.values()
-    task = client.submit(long_part, 1500)
+    task = client.submit(long_part, 2500)
     until(lambda: worker.processing, "a worker at work")
     heard = set()
     while not task.done():

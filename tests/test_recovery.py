@@ -395,7 +395,9 @@ def test_a_null_sweep_is_described_by_what_it_holds() -> None:
     assert "N = 256, alpha = 2: mean final energy 0.2; at the start, 40% of" in said
     assert "N = 256, alpha = 4: mean final energy 0.4; at the start, 40% of" in said
     assert len(said.splitlines()) == 3
-    assert "N = 256: no cell is done." in describe_null(ds.assign(status=ds["status"] * 0))
+    assert "N = 256: no cell is done." in describe_null(
+        ds.assign(status=xr.zeros_like(ds["status"]))
+    )
     assert "50 of 50 runs diverged" in describe_null(with_outcomes(ds, diverged=1))
 
 
