@@ -53,7 +53,10 @@ class View:
         self.store, self.path = store, store.path
         self.root = read_object(self.path / "zarr.json")
         self.sweep = sound_sweep(self.root)
-        self.arrays = layout.open_arrays(self.path)
+        try:
+            self.arrays = layout.open_arrays(self.path)
+        except Exception as error:  # of Zarr, which has many for metadata that it cannot read
+            raise UnsoundError(f"Zarr cannot read what it says: {error}") from None
         attributes = layout.attributes_of(self.root)
         self.per_chunk, self.codes = attributes["seeds_per_chunk"], attributes["code_versions"]
         self.cell_variables = list(cell_variables(self.sweep.recipe))

@@ -29,6 +29,8 @@ from pipeline.store import Store
 from tests.conftest import TINY as CONFTEST
 from tests.conftest import bits, fill, parts_of, tiny
 
+pytestmark = pytest.mark.long
+
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
 TINY = """
 name = "tiny"

@@ -20,6 +20,8 @@ from pipeline.store import Store
 from tests.conftest import fill, parts_of
 from tests.test_cli import COMMAND, TINY
 
+pytestmark = pytest.mark.long
+
 RUN = ("run", "tiny.toml", "--workers", "1")
 ROOT = Path(__file__).parents[1]
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.torture import race, torture
+
+pytestmark = pytest.mark.long
 
 ROUNDS, SEED, RACES = 3, 5, 6
 

@@ -27,6 +27,8 @@ from pipeline.spec import Sweep
 from pipeline.store import Store
 from tests.conftest import tiny
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 
 # Cells of some 20 ms, and more of them than a run computes before its workers are others.

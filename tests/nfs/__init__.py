@@ -1,0 +1,1 @@
+"""Tests on a real NFS, see nfs.sh."""
