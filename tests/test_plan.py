@@ -328,3 +328,12 @@ def test_memory_of_a_worker_grows_with_the_matrix() -> None:
     plan = make_plan(load("paper"), MODEL)
     assert plan.bytes[4096] > 8.0 * 4096**2 * 4
     assert plan.bytes[64] < plan.bytes[4096] / 2
+
+
+def test_a_clock_of_processes_that_hardly_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no reason to divide by zero: some kernels count the time of processes in jiffies."""
+    monkeypatch.setattr(plan_module.time, "process_time", lambda: 0.0)
+    sweep = tiny()
+    speed = calibrate(sweep.recipe).speed
+    assert speed.bound(sweep.recipe, 2.0, 8) > 0
+    CostModel.with_experience(speed, sweep.recipe, {(2.0, 8): 0.01})

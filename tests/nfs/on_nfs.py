@@ -122,7 +122,7 @@ def test_a_full_disk(nodes: tuple[Node, Node], reference: dict[str, Any]) -> Non
     """One line, and nothing that was finished is lost: with room the next run ends as any other."""
     free = shutil.disk_usage(EXPORT).free
     with (EXPORT / "filling").open("wb") as filling:
-        os.posix_fallocate(filling.fileno(), 0, free - 700_000)
+        os.posix_fallocate(filling.fileno(), 0, free - 150_000)
     try:
         status, errors = nodes[0].does(*RUN)
     finally:
