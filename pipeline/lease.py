@@ -37,13 +37,13 @@ class Lease:
     Parameters
     ----------
     control : Path
-        The store's control folder; the lock is in it, and what is put aside goes to its parts.
+        The store's control folder; the lock is in it.
     said : callable
         Reads what a driver last published of itself, see `identity`.
     """
 
     def __init__(self, control: Path, said: Callable[[], Mapping[str, Any]]) -> None:
-        self._lock, self._parts, self._said = control / "lock", control / "parts", said
+        self._lock, self._said = control / "lock", said
         self._lease = filelock.SoftFileLease(
             self._lock, lease_duration=LEASE_SECONDS, thread_local=False, timeout=0
         )
