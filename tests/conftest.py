@@ -26,6 +26,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what runs whole commands: at the end its waiting would be everybody's."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 TINY = {
     "name": "tiny",
     "root_seed": 5,
