@@ -28,7 +28,7 @@ run_tests() {
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
   truncate -s 1G "$scratch/disk"
-  mkfs.ext4 -q -F "$scratch/disk"
+  mkfs.ext4 -q -F -m 0 "$scratch/disk" # nothing is kept for root, so that a full disk is full
   printf '%q ' "$PYTHON" -m pytest -n0 -q -p no:cacheprovider -c "$HERE/../../pyproject.toml" \
     --rootdir="$HERE/../.." "$HERE/on_nfs.py" "$@" >"$scratch/command"
   (cd "$scratch" && linux.uml mem=3G root=/dev/root rootfstype=hostfs rootflags=/ rw quiet \
