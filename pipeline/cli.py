@@ -25,7 +25,15 @@ from pipeline import terminal
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.files import replace_text
 from pipeline.layout import figures_folder
-from pipeline.plan import MARGIN, SECONDS_PER_PART, CostModel, Plan, calibrate, make_plan
+from pipeline.plan import (
+    MARGIN,
+    SECONDS_PER_PART,
+    CostModel,
+    Plan,
+    calibrate,
+    lacking,
+    make_plan,
+)
 from pipeline.provenance import code_version
 from pipeline.spec import Sweep, SweepError, gains, load, preset_names, template, widened
 from pipeline.store import Store, StoreError, Writer, wider_sweep
@@ -207,6 +215,13 @@ def run(
                 _compute(wanted, writer, todo, workers, on)
             else:
                 say(f"{wanted.name}: nothing is to be computed; the figures are drawn again.")
+            # Workers of an earlier driver may have handed in what the plan then left to them.
+            writer.collect()
+            if lost := lacking(wanted, place):
+                raise StoreError(
+                    f"store {place.path} must hold every cell that was computed; {lost:,} are not "
+                    f"in it: see alphasweep status --history {place.path}, and run again."
+                )
         _conclude(place)
 
 

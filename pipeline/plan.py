@@ -475,6 +475,12 @@ def make_plan(
     )
 
 
+def lacking(sweep: Sweep, store: Store) -> int:
+    """Count the cells of a sweep that are neither done nor failed in its store."""
+    status, _ = _known(sweep, store)
+    return int((status == MISSING).sum())
+
+
 def _known(sweep: Sweep, store: Store | None) -> tuple[npt.NDArray[np.int8], Bools]:
     """Status of the sweep's cells, and which of the missing ones wait for their commit."""
     grid = sweep.grid

@@ -21,11 +21,14 @@ from typing import Any
 import psutil
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
 
 from cluster.launch import job_name, record_queue
 from pipeline import cli
+from pipeline.cli import app
+from pipeline.part import compute
 from pipeline.spec import Sweep, load
-from pipeline.store import Store
+from pipeline.store import Store, Writer, hand_in
 from tests.conftest import TINY as CONFTEST
 from tests.conftest import bits, fill, parts_of, tiny
 
@@ -675,6 +678,51 @@ part._compute_cell = failing
     other = Store("other.zarr")
     fill(other, load("tiny.toml"), parts_of(load("tiny.toml")))
     assert bits("tiny.zarr") == bits("other.zarr")
+
+
+@pytest.mark.parametrize("late", [1, 24])
+def test_what_was_handed_in_after_the_store_was_prepared_is_committed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    """Workers of a driver that was taken over hand in some cells, or all, before the plan is made.
+
+    It leaves these to them; the run ends with all of it in the store.
+    """
+    sweep = load("tiny.toml")
+    full = Store("full.zarr")
+    fill(full, sweep, parts_of(sweep))
+    prepare = Writer.prepare
+
+    def then_others_hand_in(writer: Writer, *arguments: Any, **options: Any) -> None:
+        prepare(writer, *arguments, **options)
+        for part in parts_of(sweep, 1)[:late]:
+            hand_in(writer.store.inbox(), part, compute(sweep.recipe, part))
+
+    monkeypatch.setattr(Writer, "prepare", then_others_hand_in)
+    done = CliRunner().invoke(app, ["run", "tiny.toml", "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    assert bits("tiny.zarr") == bits(full.path)
+
+
+def test_a_cell_that_was_lost_ends_the_run_with_an_error(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that is gone before it is committed is told of; to run again computes it."""
+    commit, lost = Writer.commit, parts_of(load("tiny.toml"), 1)[5]
+
+    def after_a_loss(writer: Writer, *arguments: Any, **options: Any) -> float:
+        writer.store.inbox().file(lost).unlink(missing_ok=True)
+        return commit(writer, *arguments, **options)
+
+    again = ["run", "tiny.toml", "--workers", "1", "--part-seconds", "0.001"]
+    with monkeypatch.context() as losing:
+        losing.setattr(Writer, "commit", after_a_loss)
+        done = CliRunner().invoke(app, again)
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert "must hold every cell that was computed; 1 are not in it" in said
+    assert CliRunner().invoke(app, again).exit_code == 0
+    assert (Store("tiny.zarr").status() == 1).all()
 
 
 def test_the_parts_are_ours() -> None:
