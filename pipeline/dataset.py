@@ -7,11 +7,12 @@ store gives each field of the record its dimensions and its labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kernels.descent import Outcome
 from pipeline.spec import Recipe
@@ -118,15 +119,30 @@ COORDINATES: dict[str, tuple[str, str]] = {
 }
 
 
+# Labels along the dimensions of a cell. A dimension without labels has no variables.
+AXES: dict[str, Callable[[Recipe], npt.NDArray[Any]]] = {
+    "start": lambda recipe: np.array(recipe.start, dtype=np.int64),
+    "time": lambda recipe: recipe.times,
+    "mode": lambda recipe: np.arange(recipe.modes, dtype=np.int64),
+}
+
+
 def cell_variables(recipe: Recipe) -> dict[str, Variable]:
-    """Return the variables that a cell of this recipe has; `status` is the last."""
-    computed = {n: v for n, v in COMPUTED.items() if recipe.modes or "mode" not in v.dims}
+    """Return the variables that this code gives a cell of a recipe; `status` is the last.
+
+    A store has those that its attribute ``cell_variables`` lists, which may be fewer or others.
+    """
+    computed = {
+        name: variable
+        for name, variable in COMPUTED.items()
+        if all(AXES[axis](recipe).size for axis in variable.dims[len(GRID) :])
+    }
     return computed | KEPT
 
 
 def cell_dtype(recipe: Recipe) -> np.dtype[Any]:
     """Return the type of the record that holds what was computed of one cell."""
-    sizes = {"start": len(recipe.start), "time": len(recipe.steps), "mode": recipe.modes}
+    sizes = {axis: len(labels(recipe)) for axis, labels in AXES.items()}
     return np.dtype(
         [
             (name, variable.dtype(recipe), tuple(sizes[d] for d in variable.dims[len(GRID) :]))

@@ -19,7 +19,7 @@ import shutil
 import unicodedata
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from pipeline.dataset import COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
+from pipeline.dataset import AXES, COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
 from pipeline.files import copy, replace_text, sync
 from pipeline.provenance import code_version, fingerprint, machine
 from pipeline.spec import Sweep, SweepError, as_document, differences, measurements
@@ -50,7 +50,18 @@ _MOST_BLOCKS = 10_000
 _SPELLINGS = ("default", "v2")
 _PACKAGES = ("alphasweep", "numpy", "scipy", "xarray", "zarr")
 # Nested: text on the disk.
-_AS_JSON = ("sweep", "fingerprint", "versions", "code_versions", "other_numbers", "machine")
+_AS_JSON = (
+    "sweep", "fingerprint", "versions", "code_versions", "other_numbers", "machine",
+    "cell_variables",
+)  # fmt: skip
+FORMAT = 1
+"""How stores are written here: a root attribute. One that is written otherwise has a higher one."""
+# The variables of a cell in stores that do not list them.
+_OF_SWEEPS = (
+    "outcome", "recovered", "recovery_time", "steps", "final_overlap", "final_energy", "overlap",
+    "energy", "mu", "bulk_edge", "outlier", "outlier_overlap", "seconds", "code", "status",
+)  # fmt: skip
+_OF_PROBES = ("lambda_min", "signal_overlap")
 IDENTITY = "identity.json"
 """In the folder beside a store: whose it is."""
 
@@ -66,9 +77,20 @@ def seeds_per_chunk(sweep: Sweep) -> int:
     return max(1, _RUNS_PER_CHUNK // len(grid.start), for_large)
 
 
-def build(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: None) -> None:
-    """Create the Zarr group of a sweep at `path`, whole or not at all; for `check` see `widen`."""
+def build(
+    path: Path,
+    sweep: Sweep,
+    *,
+    variables: Sequence[str] = (),
+    check: Callable[[], object] = lambda: None,
+) -> None:
+    """Create the Zarr group of a sweep at `path`, whole or not at all; for `check` see `widen`.
+
+    It gets the variables that are named, or else all that this code gives a cell.
+    """
     attributes = {
+        "format": FORMAT,
+        "cell_variables": list(variables or cell_variables(sweep.recipe)),
         "store_id": uuid.uuid4().hex,
         "title": f"alphasweep {sweep.name}: gradient descent on phase retrieval",
         "source": "arXiv:2403.02418",
@@ -82,7 +104,7 @@ def build(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: Non
     path.parent.mkdir(parents=True, exist_ok=True)
     building = _beside(path)
     try:
-        _write_group(building, sweep, attributes, dict.fromkeys(_array_names(sweep), _SPELLINGS[0]))
+        _write_group(building, sweep, attributes, {})
         check()
         _keep(path, read_root(building))
         building.rename(path)
@@ -98,12 +120,13 @@ def widen(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: Non
     `check` is called before each step that changes what is there; what it raises breaks off.
     """
     root = read_root(path)
-    old = Sweep.from_document(attributes_of(root)["sweep"]).grid
+    attributes = attributes_of(root)
+    old = Sweep.from_document(attributes["sweep"]).grid
     places = {axis: _places(getattr(old, axis), getattr(sweep.grid, axis)) for axis in GRID}
     moved = {
         axis for axis in GRID if not np.array_equal(places[axis], np.arange(len(places[axis])))
     }
-    cells = cell_variables(sweep.recipe)
+    cells = attributes["cell_variables"]
     before = {name: _spelling(meta) for name, meta in _arrays(root).items()}
     moving = {
         name for name in before if name in (*GRID, "measurements") or (moved and name in cells)
@@ -111,7 +134,7 @@ def widen(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: Non
     after = {name: _other(at) if name in moving else at for name, at in before.items()}
     building = _beside(path)
     try:
-        _write_group(building, sweep, attributes_of(root), after)
+        _write_group(building, sweep, attributes, after)
         for name in moving:
             for leftover in _chunks(path / name, after[name]):
                 check()
@@ -141,6 +164,48 @@ def widen(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: Non
         shutil.rmtree(building, ignore_errors=True)
 
 
+def add_variables(
+    path: Path, names: Iterable[str], *, check: Callable[[], object] = lambda: None
+) -> None:
+    """Give the group at `path` variables that it lacks, which come into force with its root file.
+
+    Wherever a cell may be done they get chunks, of fill values: a chunk that is not there was lost.
+    For `check` see `widen`.
+    """
+    root = read_root(path)
+    attributes, before = attributes_of(root), _arrays(root)
+    names = list(names)
+    attributes["cell_variables"] = [*names, *attributes["cell_variables"]]  # status stays the last
+    building = _beside(path)
+    try:
+        spellings = {name: _spelling(meta) for name, meta in before.items()}
+        _write_group(building, Sweep.from_document(attributes["sweep"]), attributes, spellings)
+        new = {n: a for n, a in open_arrays(building, "r+").items() if n not in before}
+        begun = [
+            tuple(map(int, chunk.name.removeprefix("c.").split(".")))
+            for chunk in _chunks(path / "status", spellings["status"])
+        ]
+        for name in names:
+            array = new[name]
+            for i, j, k in begun:
+                rows = slice(k * array.chunks[2], (k + 1) * array.chunks[2])
+                array[i, j, rows] = array.fill_value
+        for name in new:
+            check()
+            # Of an adding that was killed, before the grid became what it is now.
+            shutil.rmtree(path / name, ignore_errors=True)
+            (path / name).mkdir()
+            files = list((building / name).iterdir())
+            for file in files:
+                check()
+                copy(file, path / name / file.name)
+            sync([*(path / name / file.name for file in files), path / name, path])
+        check()
+        _commit(path, read_root(building))
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
 def settle(path: Path) -> None:
     """Give every array the metadata that the root says, as a killed `widen` may not have."""
     for name, meta in _arrays(read_root(path)).items():
@@ -157,7 +222,9 @@ def read_root(path: Path) -> dict[str, Any]:
     """Read the root metadata of a sweep's group; an empty dict if it is none."""
     try:
         root = json.loads((path / "zarr.json").read_text())
-        return cast(dict[str, Any], root) if "sweep" in attributes_of(root) else {}
+        attributes = attributes_of(root)
+        is_one = "sweep" in attributes and isinstance(attributes["format"], int)
+        return cast(dict[str, Any], root) if is_one else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -166,7 +233,8 @@ def attributes_of(root: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes of a root document; what is JSON text on the disk comes as its values.
 
     Of a group, netCDF and others hold only text, numbers and lists of numbers. Stores of alphasweep
-    before that was so hold the values themselves: they are text after the next change.
+    before that was so hold the values themselves: they are text after the next change. Those before
+    ``format`` and ``cell_variables`` are of format 1, and have the variables that all had then.
 
     Raises
     ------
@@ -177,7 +245,35 @@ def attributes_of(root: Mapping[str, Any]) -> dict[str, Any]:
     for name in _AS_JSON:
         if isinstance(attributes.get(name), str):
             attributes[name] = json.loads(attributes[name])
+    if "sweep" in attributes:
+        probed = _OF_PROBES if attributes["sweep"].get("probe") else ()
+        attributes = {"format": 1, "cell_variables": [*probed, *_OF_SWEEPS]} | attributes
     return attributes
+
+
+def too_new(root: Mapping[str, Any]) -> str:
+    """Say why a store, whose root this is, needs a newer alphasweep; "" if it needs none."""
+    attributes = attributes_of(root)
+    if attributes["format"] <= FORMAT:
+        return ""
+    return (
+        f"be of format {FORMAT} or lower for this alphasweep; it has format "
+        f"{attributes['format']}: use the version that wrote it, {attributes['code_versions'][-1]},"
+        " or a newer one"
+    )
+
+
+def unknown_variables(root: Mapping[str, Any]) -> str:
+    """Say what a store has that this code does not compute; "" if there is nothing."""
+    attributes = attributes_of(root)
+    known = cell_variables(Sweep.from_document(attributes["sweep"]).recipe)
+    unknown = [name for name in attributes["cell_variables"] if name not in known]
+    if not unknown:
+        return ""
+    return (
+        f"have only variables that this alphasweep knows; it has {', '.join(unknown)}: use the "
+        f"version that added them, {attributes['code_versions'][-1]}, or a newer one"
+    )
 
 
 def as_text(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,23 +425,21 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
-def _array_names(sweep: Sweep) -> list[str]:
-    modes = [] if sweep.probe else ["mode"]
-    coordinates = [name for name in COORDINATES if name not in modes]
-    return [*coordinates, *cell_variables(sweep.recipe), "measurements"]
-
-
 def _write_group(
     path: Path, sweep: Sweep, attributes: Mapping[str, Any], spellings: Mapping[str, str]
 ) -> None:
-    recipe, grid = sweep.recipe, sweep.grid
+    """Write all but what is computed: the variables of the attributes, and the axes they need.
+
+    An array has the given spelling of its chunks, or else the first.
+    """
+    recipe, grid, known = sweep.recipe, sweep.grid, cell_variables(sweep.recipe)
+    variables = {name: known[name] for name in attributes["cell_variables"]}
+    needed = {axis for variable in variables.values() for axis in variable.dims}
     coordinates = {
         "alpha": np.array(grid.alpha, dtype=np.float64),
         "N": np.array(grid.N, dtype=np.int64),
         "seed": np.array(grid.seed, dtype=np.int64),
-        "start": np.array(grid.start, dtype=np.int64),
-        "time": recipe.times,
-        "mode": np.arange(recipe.modes, dtype=np.int64),
+        **{axis: labels(recipe) for axis, labels in AXES.items() if axis in needed},
     }
     sizes = {name: len(values) for name, values in coordinates.items()}
     chunks = sizes | {"alpha": 1, "N": 1, "seed": attributes["seeds_per_chunk"]}
@@ -363,7 +457,7 @@ def _write_group(
             fill_value=variable.fill,
             dimension_names=variable.dims,
             # One directory a variable; a checksum, or a flipped bit would be read as a number.
-            chunk_key_encoding={"name": spellings[name], "separator": "."},
+            chunk_key_encoding={"name": spellings.get(name, _SPELLINGS[0]), "separator": "."},
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
             attributes={
                 "long_name": variable.long_name,
@@ -373,12 +467,11 @@ def _write_group(
         )
 
     for name, values in coordinates.items():
-        if len(values):
-            # If its chunk is ever lost, no reader takes the fill value for a label.
-            nowhere = -1 if values.dtype.kind == "i" else float("nan")
-            coordinate = Variable((name,), values.dtype.str, *COORDINATES[name], fill=nowhere)
-            create(name, coordinate, whole=True)[...] = values
-    for name, variable in cell_variables(recipe).items():
+        # If its chunk is ever lost, no reader takes the fill value for a label.
+        nowhere = -1 if values.dtype.kind == "i" else float("nan")
+        coordinate = Variable((name,), values.dtype.str, *COORDINATES[name], fill=nowhere)
+        create(name, coordinate, whole=True)[...] = values
+    for name, variable in variables.items():
         create(name, variable, whole=False)
     table = [[measurements(alpha, N) for N in grid.N] for alpha in grid.alpha]
     create("measurements", MEASUREMENTS, whole=True)[...] = np.array(table)

@@ -26,11 +26,11 @@ import numpy.typing as npt
 
 from kernels.descent import Outcome
 from pipeline import layout
-from pipeline.dataset import FAILED, GRID, STATUS, cell_variables
+from pipeline.dataset import FAILED, GRID, STATUS
 from pipeline.inbox import DamagedError
 from pipeline.part import Part
 from pipeline.spec import Sweep, SweepError
-from pipeline.store import Store
+from pipeline.store import Store, StoreError
 
 Place = tuple[int, int, int]
 """Of a block: the place of its alpha, its N, and its chunk along seed."""
@@ -38,6 +38,7 @@ Place = tuple[int, int, int]
 CHUNK = re.compile(r"(c\.)?(\d+(?:\.\d+)*)")
 """The name of a chunk's file, in either of the two spellings."""
 
+_NEEDED = ("outcome", "code", "status")
 _DESCRIBES = ("shape", "data_type", "dimension_names", "fill_value")
 _DECOMPRESS = numcodecs.Zstd().decode
 
@@ -52,6 +53,11 @@ class View:
     def __init__(self, store: Store) -> None:
         self.store, self.path = store, store.path
         self.root = read_object(self.path / "zarr.json")
+        problem = ""
+        with suppress(KeyError, TypeError, ValueError, AttributeError):  # then it is not sound
+            problem = layout.too_new(self.root) or layout.unknown_variables(self.root)
+        if problem:
+            raise StoreError(f"store {self.path} must {problem}.")
         self.sweep = sound_sweep(self.root)
         try:
             self.arrays = layout.open_arrays(self.path)
@@ -59,7 +65,7 @@ class View:
             raise UnsoundError(f"Zarr cannot read what it says: {error}") from None
         attributes = layout.attributes_of(self.root)
         self.per_chunk, self.codes = attributes["seeds_per_chunk"], attributes["code_versions"]
-        self.cell_variables = list(cell_variables(self.sweep.recipe))
+        self.cell_variables: list[str] = attributes["cell_variables"]
         grid = self.sweep.grid
         self._inbox = store.inbox()
         self._blocks = (len(grid.alpha), len(grid.N), -(-len(grid.seed) // self.per_chunk))
@@ -68,7 +74,7 @@ class View:
     @cached_property
     def fixed(self) -> dict[str, npt.NDArray[Any]]:
         """Values that follow from the sweep: of the coordinates, and ``measurements``."""
-        _, values = _fresh(self.sweep)
+        _, values = _fresh(self.sweep, tuple(self.cell_variables))
         return values
 
     def places(self) -> Iterator[Place]:
@@ -236,14 +242,15 @@ def own_metadata(root: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _fresh(sweep: Sweep) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Metadata of a new store of this sweep, and its values that are not computed by runs."""
+def _fresh(
+    sweep: Sweep, variables: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Metadata of a new store of this sweep with these variables, and its values of no run."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fresh.zarr"
-        layout.build(path, sweep)
-        cells = cell_variables(sweep.recipe)
+        layout.build(path, sweep, variables=variables)
         arrays = layout.open_arrays(path).items()
-        values = {name: np.asarray(array[...]) for name, array in arrays if name not in cells}
+        values = {name: np.asarray(array[...]) for name, array in arrays if name not in variables}
         return own_metadata(layout.read_root(path)), values
 
 
@@ -256,7 +263,10 @@ def sound_sweep(root: Mapping[str, Any]) -> Sweep:
         codes = attributes["code_versions"]
         if per_chunk < 1 or not (isinstance(codes, list) and codes):
             raise UnsoundError("its attributes seeds_per_chunk or code_versions are wrong")
-        wanted, _ = _fresh(sweep)
+        variables = attributes["cell_variables"]
+        if not set(_NEEDED) <= set(variables) or variables[-1] != "status":
+            raise UnsoundError("its attribute cell_variables is wrong")
+        wanted, _ = _fresh(sweep, tuple(variables))
         if set(found) != set(wanted):
             names = ", ".join(sorted(set(found) ^ set(wanted)))
             raise UnsoundError(f"it names other arrays than its sweep has: {names}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ import xarray as xr
 
 from kernels.descent import Outcome
 from pipeline import layout
-from pipeline.dataset import DONE, cell_variables
-from pipeline.spec import Recipe, Sweep, measurements
+from pipeline.dataset import AXES, DONE
+from pipeline.spec import Sweep, measurements
 from pipeline.store import Store, StoreError
 
 
@@ -71,7 +71,9 @@ def open_sweep(path: str | Path) -> xr.Dataset:
             f"see alphasweep verify {store.path}."
         ) from None
     blocks = {"alpha": 1, "N": 1, "seed": attributes["seeds_per_chunk"]}
-    computed = _computed(dataset, is_done, sweep.recipe, blocks)
+    names = [name for name in attributes["cell_variables"] if name != "status"]
+    fills = {name: array.fill_value for name, array in layout.open_arrays(store.path).items()}
+    computed = _computed(dataset, is_done, {name: fills[name] for name in names}, blocks)
     masks = {
         f"is_{outcome.name.lower()}": _labelled(
             computed.outcome == outcome, f"whether the start ended as {outcome.name.lower()}"
@@ -99,16 +101,17 @@ def open_sweep(path: str | Path) -> xr.Dataset:
 
 
 def _computed(
-    dataset: xr.Dataset, is_done: xr.DataArray, recipe: Recipe, blocks: Mapping[str, int]
+    dataset: xr.Dataset,
+    is_done: xr.DataArray,
+    fills: Mapping[str, Any],
+    blocks: Mapping[str, int],
 ) -> xr.Dataset:
     """Blank what is of cells that are not done; types and attributes stay."""
     mask = is_done.chunk(blocks)
     blanked = {}
-    for name, variable in cell_variables(recipe).items():
-        if name != "status":
-            values = dataset[name].chunk(blocks)
-            fill = values.dtype.type(variable.fill)
-            blanked[name] = values.where(mask, fill).assign_attrs(values.attrs)
+    for name, fill in fills.items():
+        values = dataset[name].chunk(blocks)
+        blanked[name] = values.where(mask, fill).assign_attrs(values.attrs)
     return dataset.assign(blanked)
 
 
@@ -124,12 +127,9 @@ def _check_labels(dataset: xr.Dataset, sweep: Sweep) -> None:
         "alpha": grid.alpha,
         "N": grid.N,
         "seed": grid.seed,
-        "start": grid.start,
-        "time": recipe.times,
         "measurements": [[measurements(alpha, N) for N in grid.N] for alpha in grid.alpha],
+        **{axis: values(recipe) for axis, values in AXES.items() if axis in dataset.dims},
     }
-    if recipe.modes:
-        labels["mode"] = np.arange(recipe.modes)
     for name, values in labels.items():
         if not np.array_equal(dataset[name].values, values):
             raise ValueError(f"those on the disk differ in {name}")

@@ -123,7 +123,10 @@ class Store:
         """Read the root attributes; nested ones as values, though they are text on the disk."""
         if not self.exists():
             raise StoreError(f"store {self.path} must be a sweep's Zarr store; there is none.")
-        return layout.attributes_of(layout.read_root(self.path))
+        root = layout.read_root(self.path)
+        if problem := layout.too_new(root):
+            raise StoreError(f"store {self.path} must {problem}.")
+        return layout.attributes_of(root)
 
     def status(self) -> npt.NDArray[np.int8]:
         """Status of every cell, (alpha, N, seed): 0 missing, 1 done, 2 failed."""
@@ -329,7 +332,7 @@ class Writer:
         ------
         StoreError
             If the store was made for another sweep (the differences are named), or by code that
-            gives other numbers.
+            gives other numbers, or by newer code that gives others besides.
         """
         self.check()
         self._grid = None
@@ -340,6 +343,8 @@ class Writer:
             return
         wider = wider_sweep(self.store, sweep)
         news = self._check_numbers(sweep, mix)
+        if problem := layout.unknown_variables(layout.read_root(path)):
+            raise StoreError(f"store {path} must {problem}.")
         layout.settle(path)
         parts, locks = self.store.parts_folder.glob(".*"), self.store.control.glob(".lock.*")
         for leftover in (*parts, *locks, *path.glob("*/*.partial")):
@@ -349,6 +354,11 @@ class Writer:
             self.check()
             layout.change_attributes(path, **news)
             self._grid = None
+        held = self.store.attributes()["cell_variables"]
+        if lacking := [name for name in cell_variables(sweep.recipe) if name not in held]:
+            layout.add_variables(path, lacking, check=self.check)
+            self._grid = None
+            self.log("add", variables=lacking)
         before = self.store.sweep().cells
         if wider.cells > before:
             layout.widen(path, wider, check=self.check)
@@ -556,12 +566,11 @@ class _Grid:
         self._N = {N: j for j, N in enumerate(sweep.grid.N)}
         self._seeds = np.array(sweep.grid.seed)
         self._per_chunk = int(attributes["seeds_per_chunk"])
-        self._variables = cell_variables(sweep.recipe)
         self.inbox = store.inbox()
         self.all_codes: list[str] = attributes["code_versions"]
         others = attributes.get("other_numbers", [])
         self.codes = [code for code in self.all_codes if code not in others]
-        self.names = [name for name in self._variables if name != "status"]
+        self.names = [name for name in attributes["cell_variables"] if name != "status"]
 
     def code(self, found: HandedIn) -> int:
         """Index of the code that computed a part; of the last driver's, if the part is silent."""
@@ -590,7 +599,7 @@ class _Grid:
         """Make values of a block that nothing is known of, (seed, ...)."""
         array, seeds = self._arrays[name], self._selection(block)[2]
         shape = (seeds.stop - seeds.start, *array.shape[3:])
-        return np.full(shape, self._variables[name].fill, array.dtype)
+        return np.full(shape, array.fill_value, array.dtype)
 
     def write(
         self, block: Block, values: Mapping[str, npt.NDArray[Any]], check: Callable[[], object]

@@ -137,7 +137,7 @@ def verify(store: Store, *, watch: Callable[[int, int], object] = lambda done, a
     Raises
     ------
     StoreError
-        If there is nothing at the store's path.
+        If there is nothing at the store's path, or what only a newer version can judge.
     OSError
         If a file cannot be read for reasons that are not its content, such as its permissions.
     """
