@@ -349,16 +349,15 @@ class Writer:
         parts, locks = self.store.parts_folder.glob(".*"), self.store.control.glob(".lock.*")
         for leftover in (*parts, *locks, *path.glob("*/*.partial")):
             remove(leftover)
+        held = self.store.attributes()["cell_variables"]
+        if lacking := [name for name in cell_variables(sweep.recipe) if name not in held]:
+            layout.add_variables(path, lacking, check=self.check)
+            self.log("add", variables=lacking)
         self.collect()  # before the store gets a name: parts of before have none
         if news:
             self.check()
             layout.change_attributes(path, **news)
             self._grid = None
-        held = self.store.attributes()["cell_variables"]
-        if lacking := [name for name in cell_variables(sweep.recipe) if name not in held]:
-            layout.add_variables(path, lacking, check=self.check)
-            self._grid = None
-            self.log("add", variables=lacking)
         before = self.store.sweep().cells
         if wider.cells > before:
             layout.widen(path, wider, check=self.check)

@@ -16,10 +16,10 @@ from kernels.descent import Outcome
 from pipeline import dataset as contract
 from pipeline import layout, part
 from pipeline.dataset import DONE, GRID, MISSING, Variable
-from pipeline.part import Part
+from pipeline.part import Part, compute
 from pipeline.reading import open_sweep
 from pipeline.spec import Sweep, as_document
-from pipeline.store import Store, StoreError
+from pipeline.store import Store, StoreError, hand_in
 from pipeline.verify import verify
 from tests.conftest import bits, fill, parts_of, tiny
 
@@ -155,6 +155,45 @@ def test_adding_that_is_killed_is_done_again(old: Store, tmp_path: Path) -> None
     assert killed_at > 5
     assert verify(old).ok, verify(old).text()
     assert set(open_sweep(old.path).turned.dims) == {*GRID, "start", "angle"}
+
+
+def test_a_part_that_waits_is_committed_with_what_is_added(
+    old: Store, request: pytest.FixtureRequest
+) -> None:
+    """Variables are added before parts are committed, and nothing that was computed is lost."""
+    sweep, (cell, *_) = old.sweep(), lacking(old)
+    with old.lock() as writer:
+        writer.prepare(sweep)  # so that the store knows the version of this code
+    request.getfixturevalue("one_more")
+    hand_in(old.inbox(), cell, compute(sweep.recipe, cell))
+    with old.lock() as writer:
+        writer.prepare(sweep)
+    held = xr.open_zarr(old.path).sel(at(cell)).load()
+    assert held.status == DONE
+    assert np.isfinite(held.turned).all()
+
+
+def test_parts_of_before_are_computed_again(old: Store, request: pytest.FixtureRequest) -> None:
+    """A part that waits, and lacks what is computed now, is refused: its cells stay missing."""
+    sweep, (cell, *_) = old.sweep(), lacking(old)
+    hand_in(old.inbox(), cell, compute(sweep.recipe, cell))
+    request.getfixturevalue("one_more")
+    with old.lock() as writer:
+        writer.prepare(sweep)
+    assert (old.parts(), [e["why"] for e in old.history() if e["event"] == "refuse"]) == (
+        [],
+        ["its cells are of another type or number"],
+    )
+    assert cell in lacking(old)
+
+
+def test_a_list_of_variables_that_is_damaged_is_damage(old: Store) -> None:
+    """Status is the last of the variables, since it is written last."""
+    listed = old.attributes()["cell_variables"]
+    layout.change_attributes(old.path, cell_variables=listed[::-1])
+    (damage, *_) = verify(old).findings
+    assert (damage.kind, damage.severity) == ("root", "damage")
+    assert "cell_variables is wrong" in damage.what
 
 
 @pytest.mark.usefixtures("one_more")
