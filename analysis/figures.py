@@ -1,12 +1,13 @@
-"""Figures that a paper could print, one function each.
+"""Figures that a paper could print, one function each; `FIGURES` names them.
 
-Every function takes datasets and returns a `matplotlib.figure.Figure` that belongs to no window and
-no global state. A figure without the data that it needs says so in an otherwise empty axis.
+Every function takes a `Study` and returns a `matplotlib.figure.Figure` that belongs to no window
+and no global state. A figure without the data that it needs says so in an otherwise empty axis.
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -19,16 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from analysis.recovery import (
-    NO_SIGNAL,
-    descent_of,
-    fitted_probability,
-    has_no_signal,
-    is_done,
-    recovery_probability,
-)
+from analysis.recovery import NO_SIGNAL, fitted_probability, is_done
 from analysis.scaling import LAWS, evaluate
-from analysis.thresholds import alpha_bbp_init
+from analysis.study import Study
 
 #: Widths of one and of two columns of a physics journal, in inches.
 COLUMN, PAGE = 3.4, 7.0
@@ -38,7 +32,19 @@ SMALL_OVERLAP = 0.3
 
 #: Needed while a figure is made and while it is written, whatever the user's matplotlibrc says:
 #: the labels are for Matplotlib's own mathematics, without LaTeX.
-_NEEDED: dict[Any, Any] = {"text.usetex": False, "text.parse_math": True, "pdf.fonttype": 42}
+_NEEDED: dict[Any, Any] = {
+    "text.usetex": False,
+    "text.parse_math": True,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "alphasweep",
+}
+
+#: How a figure can be written, with what keeps the date and the version out of the bytes.
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 300, "metadata": {"Software": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
+}
 
 _STYLE = mpl.rc_context(
     _NEEDED
@@ -66,36 +72,29 @@ _STYLE = mpl.rc_context(
 # eigenvalue, its end, its threshold.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
 _MARKERS = "osD^vPX<>*"
-_LAW_LOOKS = dict(zip(LAWS, ((_BLUE, "-"), (_GREEN, "--")), strict=True))
-_LAW_TEXTS = {
-    "linear": r"$A + B\,\log N$",
-    "inverse": r"$\alpha_\infty - A/\log N$",
-}
+# Four colours and three styles: the first twelve laws look different.
+_LAW_COLORS, _LAW_STYLES = (_BLUE, _GREEN, "#CC79A7", "#56B4E9"), ("-", "--", ":")
 
 
 @_STYLE
-def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -> Figure:
-    """Draw P(recovery) against alpha for every N, with fits and the threshold of the start.
+def recovery_curves(study: Study) -> Figure:
+    """P(recovery) against alpha for every N, with fits and the threshold of the start.
 
     Parameters
     ----------
-    ds
-        The sweep's dataset; its attributes tell the loss's a and t_max.
-    probability
-        What `analysis.recovery.recovery_probability` returned for it.
-    half
-        What `analysis.recovery.alpha_half` returned for it.
+    study
+        Of a sweep whose attributes tell the loss's a and t_max.
 
     Returns
     -------
     Figure
-        One column wide. Bars are the intervals of `probability`, curves the binomial fits; the
+        One column wide. Bars are the intervals of P, curves the binomial fits; the
         vertical line is alpha_bbp_init(a), or an arrow points to it. Points of different N at one
         alpha are moved apart sideways, by about a marker's width, so that no bar hides another.
     """
-    descent = descent_of(ds)
+    probability, half = study.probability, study.half
     figure, [axis] = _panels(1, 1, COLUMN, 3.0)
-    if has_no_signal(ds):
+    if not study.has_signal:
         return _empty(figure, [axis], NO_SIGNAL)
     counted = probability["runs"].sum("alpha")
     shown = [N for N in probability["N"].values if counted.sel(N=N) > 0]
@@ -124,9 +123,9 @@ def recovery_curves(ds: xr.Dataset, probability: xr.Dataset, half: xr.Dataset) -
         axis.plot(grid, fitted_probability(half.sel(N=[N]), grid)[0], color=color)
 
     axis.axhline(0.5, color=_GREY, linewidth=0.6, linestyle=":")
-    _mark_threshold(axis, alpha_bbp_init(descent["a"]))
+    _mark_threshold(axis, study.threshold)
     axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")
-    axis.set_ylabel(rf"$P(\mathrm{{recovery\ by}}\ t = {descent['t_max']:g})$")
+    axis.set_ylabel(rf"$P(\mathrm{{recovery\ by}}\ t = {study.descent['t_max']:g})$")
     axis.set_ylim(-0.04, 1.04)
     title = f"bars: {100 * probability.attrs['confidence']:g} % intervals"
     ncols = min(len(shown), 4)
@@ -138,17 +137,13 @@ _TIGHT: dict[str, Any] = {"columnspacing": 1.0, "handletextpad": 0.5, "borderpad
 
 
 @_STYLE
-def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) -> Figure:
-    """Draw alpha_half against log N with the fitted laws and their errors.
+def alpha_half_against_log_N(study: Study) -> Figure:
+    """alpha_half against log N, with the fitted laws and their errors.
 
     Parameters
     ----------
-    half
-        What `analysis.recovery.alpha_half` returned.
-    laws
-        What `analysis.scaling.fit_log_laws` returned.
-    a
-        The loss's regulariser, for alpha_bbp_init.
+    study
+        Of a sweep whose attributes tell the loss's a.
 
     Returns
     -------
@@ -157,6 +152,7 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
         that were fitted. alpha_bbp_init is a line if near the data, otherwise an arrow to it.
     """
     figure, [axis] = _panels(1, 1, COLUMN, 2.7)
+    half, laws = study.half, study.laws
     points = half.isel(N=half["alpha_half"].notnull().values)
     if not points.sizes["N"]:
         notes = zip(half["N"].values, half["note"].values, strict=True)
@@ -165,14 +161,14 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
     N = points["N"].values
     grid = np.geomspace(N.min() / 1.4, N.max() * 4 * 1.1, 200)
     inside = (grid >= N.min()) & (grid <= N.max())
-    for law, (color, style) in _LAW_LOOKS.items():
+    for law, color, style in zip(LAWS, cycle(_LAW_COLORS), cycle(_LAW_STYLES), strict=False):
         curve = evaluate(laws, law, grid)
         value, error = curve["alpha_half"].values, curve["standard_error"].values
         if np.isnan(value).any():
             continue
         axis.fill_between(grid, value - error, value + error, color=color, alpha=0.13, linewidth=0)
         axis.plot(grid, value, color=color, linestyle=style, alpha=0.45)
-        axis.plot(grid[inside], value[inside], color=color, linestyle=style, label=_LAW_TEXTS[law])
+        axis.plot(grid[inside], value[inside], color=color, linestyle=style, label=LAWS[law].tex)
     axis.errorbar(
         N,
         points["alpha_half"].values,
@@ -185,7 +181,7 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
         zorder=3,
         label=r"runs, $\pm$ standard error",
     )
-    threshold, (low, high) = alpha_bbp_init(a), axis.get_ylim()
+    threshold, (low, high) = study.threshold, axis.get_ylim()
     text = _threshold_text(threshold)
     if _is_near(threshold, low, high):
         axis.axhline(threshold, color=_ORANGE, linestyle="-.", linewidth=0.9, label=text)
@@ -205,18 +201,18 @@ def alpha_half_against_log_N(half: xr.Dataset, laws: xr.Dataset, *, a: float) ->
 
 @_STYLE
 def one_run(
-    ds: xr.Dataset,
+    study: Study,
     *,
     alpha: float | None = None,
     N: int | None = None,
     seed: int | None = None,
 ) -> Figure:
-    """Draw one run's story: overlap, energy and the Hessian's lowest eigenvalues against time.
+    """One run's story: overlap, energy and the Hessian's lowest eigenvalues against time.
 
     Parameters
     ----------
-    ds
-        A sweep's dataset.
+    study
+        Of any sweep.
     alpha, N, seed
         The cell; what is None is chosen. A probed cell is preferred, then the largest N, a run
         that recovered, P(recovery) between 0.5 and 0.9, and an outlier that dies on the way.
@@ -236,7 +232,7 @@ def one_run(
         If `alpha`, `N` or `seed` is not a value of the sweep.
     """
     figure, axes = _panels(2, 2, PAGE, 4.3)
-    cell = _choose_run(ds, {"alpha": alpha, "N": N, "seed": seed})
+    ds, cell = study.ds, _choose_run(study, {"alpha": alpha, "N": N, "seed": seed})
     if cell is None:
         return _empty(figure, axes, "no cell that was asked for is done")
     run = ds.sel(cell).isel(start=0)
@@ -253,7 +249,7 @@ def one_run(
     _draw_spectrum(axes, run.assign(small=("time", overlap <= SMALL_OVERLAP)))
     for axis in axes[1], axes[3]:
         _time_axis(axis, time)
-    figure.suptitle(_caption(ds, cell, run), fontsize=9)
+    figure.suptitle(_caption(study, cell, run), fontsize=9)
     lines, labels = axes[2].get_legend_handles_labels()
     title = rf"lines: large-$N$ theory, where $|m| \leq {SMALL_OVERLAP:g}$"
     title += "; markers: eigenvalues of the Hessian" if len(lines) > 2 else ""
@@ -264,32 +260,77 @@ def one_run(
 _SERIES = ("overlap", "energy", "bulk_edge", "outlier")
 
 
-def save(figure: Figure, path_without_suffix: Path | str) -> tuple[Path, Path]:
-    """Write a figure as PNG (300 dots per inch) and PDF, the same bytes for the same figure.
+#: The figures by name, which is also that of their files. Another figure is another entry:
+#: `run` and `alphasweep figure` draw all of them; the first line of its docstring says what it is.
+FIGURES: dict[str, Callable[[Study], Figure]] = {
+    "recovery": recovery_curves,
+    "alpha_half": alpha_half_against_log_N,
+    "one_run": one_run,
+}
+
+
+def draw(
+    study: Study,
+    folder: Path,
+    names: Iterable[str] | None = None,
+    formats: Iterable[str] = ("png", "pdf"),
+) -> dict[str, str]:
+    """Draw figures and write them into a folder; what goes wrong with one costs no other.
+
+    Parameters
+    ----------
+    study
+        Of any sweep.
+    folder
+        Where; it is made if it is not there.
+    names
+        Of `FIGURES`; all of them if None.
+    formats
+        Of `FORMATS`.
+
+    Returns
+    -------
+    dict of str
+        Why a figure could not be drawn or written, by its name; empty if all were.
+    """
+    problems = {}
+    for name in FIGURES if names is None else names:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save(FIGURES[name](study), folder / name, formats)
+        except Exception as error:  # of a law, Matplotlib, its user's settings, fonts, a disk
+            problems[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return problems
+
+
+def save(
+    figure: Figure, path_without_suffix: Path | str, formats: Iterable[str] = ("png", "pdf")
+) -> tuple[Path, ...]:
+    """Write a figure, the same bytes for the same figure; a PNG has 300 dots per inch.
 
     Parameters
     ----------
     figure
         Any figure of this module.
     path_without_suffix
-        Where; ``.png`` and ``.pdf`` are appended.
+        Where; a dot and the format are appended.
+    formats
+        Of `FORMATS`.
 
     Returns
     -------
     tuple of Path
-        The PNG and the PDF.
+        A file for each format, in their order.
     """
-    png, pdf = (Path(f"{path_without_suffix}{suffix}") for suffix in (".png", ".pdf"))
-    for path, settings in (
-        (png, {"dpi": 300, "metadata": {"Software": None}}),
-        (pdf, {"metadata": {"CreationDate": None}}),
-    ):
+    paths = []
+    for name in formats:
         # Drawn in memory: a disk that is full leaves one plain error and no half of a figure.
         drawn = io.BytesIO()
         with mpl.rc_context(_NEEDED):
-            figure.savefig(drawn, format=path.suffix[1:], **settings)
-        path.write_bytes(drawn.getbuffer())
-    return png, pdf
+            figure.savefig(drawn, format=name, **FORMATS[name])
+        paths.append(Path(f"{path_without_suffix}.{name}"))
+        paths[-1].write_bytes(drawn.getbuffer())
+    return tuple(paths)
 
 
 def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -377,14 +418,14 @@ def _tick_at(axis: Axes, N: NDArray[np.integer[Any]]) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _choose_run(ds: xr.Dataset, asked: dict[str, Any]) -> dict[str, Any] | None:
+def _choose_run(study: Study, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Pick the cell that tells the story best among those that agree with what was asked."""
+    ds, probability = study.ds, study.probability["probability"]
     for name, value in asked.items():
         if value is not None and value not in ds[name].values:
             held = ", ".join(f"{v:g}" for v in ds[name].values)
             raise ValueError(f"{name} must be a value of the sweep, one of {held}; got {value}.")
     fixed = {name: [value] for name, value in asked.items() if value is not None}
-    probability = recovery_probability(ds)["probability"]
     chosen = ds.sel(fixed)
     first = chosen.isel(start=0)
     small = abs(first["overlap"]) <= SMALL_OVERLAP
@@ -498,14 +539,13 @@ def _time_axis(axis: Axes, time: NDArray[np.floating[Any]]) -> None:
     axis.set_xlabel(r"time $t$ = learning rate $\times$ step")
 
 
-def _caption(ds: xr.Dataset, cell: dict[str, Any], run: xr.Dataset) -> str:
+def _caption(study: Study, cell: dict[str, Any], run: xr.Dataset) -> str:
     ended = (
         f"recovered at $t = {float(run['recovery_time']):.3g}$"
         if run["recovered"] == 1
         else "not recovered"
     )
-    a = descent_of(ds)["a"]
     return (
-        rf"$\alpha = {cell['alpha']:g}$, $N = {cell['N']}$, $a = {a:g}$, "
+        rf"$\alpha = {cell['alpha']:g}$, $N = {cell['N']}$, $a = {study.descent['a']:g}$, "
         f"seed {cell['seed']}: {ended}"
     )

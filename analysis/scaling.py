@@ -23,9 +23,20 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Law:
-    """A law alpha_half(N): its formula, its function of (N, *parameters), a guess of each."""
+    """A law alpha_half(N).
+
+    Attributes
+    ----------
+    formula, tex : str
+        The law in plain text and for figures.
+    function : callable
+        Takes N, (n,), and each parameter as a number; returns alpha_half, (n,).
+    guess : dict of float
+        The parameters' names, in the order of `function`, with a value to start from.
+    """
 
     formula: str
+    tex: str
     function: Callable[..., Array]
     guess: dict[str, float]
 
@@ -40,8 +51,13 @@ def _inverse(N: Array, alpha_inf: float, A: float) -> Array:
 
 #: The laws by name. Another law is another entry; everything below follows from it.
 LAWS = {
-    "linear": Law("A + B log N", _linear, {"A": 1.0, "B": 0.3}),
-    "inverse": Law("alpha_inf - A / log N", _inverse, {"alpha_inf": 6.0, "A": 10.0}),
+    "linear": Law("A + B log N", r"$A + B\,\log N$", _linear, {"A": 1.0, "B": 0.3}),
+    "inverse": Law(
+        "alpha_inf - A / log N",
+        r"$\alpha_\infty - A/\log N$",
+        _inverse,
+        {"alpha_inf": 6.0, "A": 10.0},
+    ),
 }
 
 #: A difference of chi2 that tells two laws apart: one is then exp(6 / 2) = 20 times likelier.
@@ -72,7 +88,8 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
 
         - ``value``, ``error`` (law, parameter), ``covariance`` (law, parameter, other);
         - ``chi2``, ``degrees_of_freedom`` (law,): squared residuals in units of the errors;
-        - ``formula``, ``note`` (law,): the law in words; why it could not be fitted, or empty.
+        - ``formula``, ``note`` (law,): the law in words; why it could not be fitted, or empty;
+        - ``raised`` (law,): whether that is an error of the law's own function.
 
     Raises
     ------
@@ -123,21 +140,23 @@ def evaluate(laws: xr.Dataset, law: str, N: ArrayLike) -> xr.Dataset:
     if law not in LAWS:
         raise ValueError(f"law must be one of {', '.join(LAWS)}; got {law!r}.")
     at = np.atleast_1d(np.asarray(N, dtype=float))
-    names = list(LAWS[law].guess)
-    value = laws["value"].sel(law=law, parameter=names).values
-    covariance = laws["covariance"].sel(law=law, parameter=names, other=names).values
+    value, error = np.full((2, at.size), math.nan)
+    if not laws["note"].sel(law=law).item():
+        names = list(LAWS[law].guess)
+        best = laws["value"].sel(law=law, parameter=names).values
+        covariance = laws["covariance"].sel(law=law, parameter=names, other=names).values
 
-    def curve(parameters: Array) -> Array:
-        return LAWS[law].function(at, *parameters)
+        def curve(parameters: Array) -> Array:
+            return LAWS[law].function(at, *parameters)
 
-    slopes = approx_fprime(value, curve).reshape(at.size, len(names))
-    variance = np.einsum("np,pq,nq->n", slopes, covariance, slopes)
+        slopes = approx_fprime(best, curve).reshape(at.size, len(names))
+        value, error = curve(best), np.sqrt(np.einsum("np,pq,nq->n", slopes, covariance, slopes))
     return xr.Dataset(
         {
-            "alpha_half": ("N", curve(value), {"long_name": f"alpha_half by {law}", "units": "1"}),
+            "alpha_half": ("N", value, {"long_name": f"alpha_half by {law}", "units": "1"}),
             "standard_error": (
                 "N",
-                np.sqrt(variance),
+                error,
                 {"long_name": f"standard error of alpha_half by {law}", "units": "1"},
             ),
         },
@@ -160,14 +179,20 @@ def describe(laws: xr.Dataset) -> str:
     """
     N = laws["fitted_N"].values
     fitted = [law for law in laws["law"].values if not laws["note"].sel(law=law).item()]
+    broken = laws.isel(law=laws["raised"].values)
     if not fitted:
-        return f"No law of alpha_half(N) was fitted: {laws['note'].values[0]}."
+        notes = dict.fromkeys(laws["note"].values)
+        return f"No law of alpha_half(N) was fitted: {'; '.join(notes)}."
     lines = [
         f"alpha_half at {N.size} values of N from {N.min():.0f} to {N.max():.0f}: "
         f"log N from {math.log(N.min()):.2f} to {math.log(N.max()):.2f}, "
         f"a factor of {math.log(N.max()) / math.log(N.min()):.2f}."
     ]
     lines += [_describe_law(laws, law) for law in fitted]
+    lines += [
+        f"  {formula}: not fitted: {note}."
+        for formula, note in zip(broken["formula"].values, broken["note"].values, strict=True)
+    ]
     lines += [_describe_growth(laws)] if "linear" in fitted else []
     lines += [_describe_choice(laws.sel(law=fitted))]
     return "\n".join(lines)
@@ -180,33 +205,21 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
         np.full(len(parameters), math.nan), dims="parameter", coords={"parameter": parameters}
     )
     covariance = value * value.rename(parameter="other")
-    chi2, freedom, note = math.nan, points.sizes["N"] - len(names), ""
-    if freedom < 0:
-        note = (
-            f"a law of {len(names)} parameters needs alpha_half with an error above 0 at "
-            f"{len(names)} values of N or more; there are {points.sizes['N']}"
-        )
-    else:
-        errors = points["standard_error"].values
-        unit = float(np.median(errors))
-        with np.errstate(all="ignore"):
-            result = Model(law.function, independent_vars=["N"]).fit(
-                points["alpha_half"].values,
-                N=points["N"].values.astype(float),
-                weights=unit / errors,
-                # MINPACK, lmfit's default, steps by a share of the parameter: none where it is ~0.
-                method="least_squares",
-                scale_covar=False,
-                fit_kws=dict.fromkeys(("ftol", "xtol", "gtol"), 1e-12),
-                **law.guess,
-            )
-        found = None if result.covar is None else result.covar * unit**2
-        if found is None or not (np.isfinite(found).all() and (found.diagonal() > 0).all()):
-            note = "the errors of alpha_half differ too much to weigh them"
+    chi2, freedom, raised = math.nan, points.sizes["N"] - len(names), False
+    note = (
+        f"a law of {len(names)} parameters needs alpha_half with an error above 0 at "
+        f"{len(names)} values of N or more; there are {points.sizes['N']}"
+    )
+    if freedom >= 0:
+        try:
+            best, found, least = _least_squares(law, points)
+        except Exception as why:  # whatever a law's function may raise costs no other law
+            note, raised = f"{type(why).__name__}: {str(why).partition(chr(10))[0]}", True
         else:
-            chi2 = result.chisqr / unit**2
-            value.loc[names] = [result.best_values[name] for name in names]
-            covariance.loc[names, names] = found
+            note = "its parameters cannot be told from these alpha_half and their errors"
+            if np.isfinite(found).all() and (found.diagonal() > 0).all():
+                note, chi2 = "", least
+                value.loc[names], covariance.loc[names, names] = best, found
     error = np.sqrt(covariance.values.diagonal())
     return xr.Dataset(
         {
@@ -219,8 +232,31 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
             ),
             "formula": _labelled(xr.DataArray(law.formula), "formula of the law"),
             "note": _labelled(xr.DataArray(note), "why the law could not be fitted"),
+            "raised": _labelled(xr.DataArray(raised), "whether the law's function raised an error"),
         }
     )
+
+
+def _least_squares(law: Law, points: xr.Dataset) -> tuple[Array, Array, float]:
+    """Fit one law: parameters, (k,), their covariance, (k, k), NaN if unknown, and chi2."""
+    errors = points["standard_error"].values
+    unit = float(np.median(errors))
+    with np.errstate(all="ignore"):
+        result = Model(law.function, independent_vars=["N"]).fit(
+            points["alpha_half"].values,
+            N=points["N"].values.astype(float),
+            weights=unit / errors,
+            # MINPACK, lmfit's default, steps by a share of the parameter: none where it is ~0.
+            method="least_squares",
+            scale_covar=False,
+            fit_kws=dict.fromkeys(("ftol", "xtol", "gtol"), 1e-12),
+            **law.guess,
+        )
+    best = np.array([result.best_values[name] for name in law.guess])
+    covariance = np.full((best.size, best.size), math.nan)
+    if result.covar is not None:
+        covariance = result.covar * unit**2
+    return best, covariance, result.chisqr / unit**2
 
 
 def _labelled(variable: xr.DataArray, text: str) -> xr.DataArray:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psutil
 import typer
-import xarray as xr
 
 from pipeline import terminal
 from pipeline.dataset import DONE, FAILED, MISSING
@@ -42,6 +41,7 @@ from pipeline.terminal import say
 if TYPE_CHECKING:  # distributed takes a second to load
     from distributed import Client
 
+    from analysis.study import Study
     from cluster.crew import Crew
     from cluster.queue import Queue
     from pipeline.drive import Lane, Progress
@@ -393,6 +393,29 @@ def verify(
     _end_if_lost()
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def figure(
+    store: StoreArgument,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which: recovery, one_run ... Default: all."),
+    ] = None,
+    format_: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="png, pdf or svg; may be given twice. Default: png, pdf."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder. Default: STORE.figures, beside the store.")
+    ] = None,
+) -> None:
+    """Draw figures of a store, all or those that are named. Exits 1 if one could not be drawn."""
+    place = Store(store)
+    with _reported_errors():
+        folder = out or figures_folder(place.path)
+        problems = _draw(_study(place), folder, names or [], format_ or [])
+    _end_if(problems)
 
 
 @app.command("open")
@@ -846,55 +869,71 @@ def _efficiency(said: dict[str, Any]) -> float | None:
 
 
 def _conclude(store: Store) -> None:
-    """Print alpha_half(N), or what there is without a signal, and draw figures beside the store."""
-    # Before lmfit loads it: a home that cannot be written is not worth a line.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from analysis import recovery, scaling
-    from analysis.thresholds import alpha_bbp_init
+    """Print alpha_half(N), or what there is without a signal, and draw figures beside the store.
 
-    dataset = store.open()
-    probability = recovery.recovery_probability(dataset)
-    half = recovery.alpha_half(dataset)
-    laws = scaling.fit_log_laws(half)
-    if recovery.has_no_signal(dataset):
-        say(recovery.describe_null(dataset))
-    else:
-        terminal.show_alpha_half(half)
-        a = store.sweep().descent.a
-        say(f"outlier at the random start from alpha_BBP_init = {alpha_bbp_init(a):.4f}")
-        say(scaling.describe(laws))
-    _draw(store, probability, half, laws)
+    What goes wrong in the analysis is told, ends with 1, and costs none of the rest.
+    """
+    study = _study(store)
+    problems = []
+    for show in (_show_half, _show_description):
+        try:
+            show(study)
+        except Exception as error:  # of an analysis; what was computed is in the store
+            problems.append(f"{type(error).__name__}: {error}")
+    problems = [f"not all of the analysis could be made: {why}." for why in dict.fromkeys(problems)]
+    if not problems and study.laws["raised"].any():
+        problems.append("not every law of alpha_half(N) could be fitted; see above.")
+    problems += _draw(study, figures_folder(store.path))
     say(f"Data:    xarray.open_zarr({str(store.path)!r})")
     status = store.status()
     failed, missing = int((status == FAILED).sum()), int((status == MISSING).sum())
     if missing:
         say(f"{missing:,} cells of the store are missing: alphasweep run {_typed(store.path)}")
     if failed:
-        _fail(f"{failed} cells failed; alphasweep status {_typed(store.path)} --failures says why.")
+        problems.append(
+            f"{failed} cells failed; alphasweep status {_typed(store.path)} --failures says why."
+        )
+    _end_if(problems)
 
 
-def _draw(store: Store, probability: xr.Dataset, half: xr.Dataset, laws: xr.Dataset) -> None:
-    """Draw the figures next to the store; what goes wrong there is told, and costs nothing else."""
-    folder, dataset, a = figures_folder(store.path), store.open(), store.sweep().descent.a
-    figures: dict[str, Callable[[Any], Any]] = {
-        "recovery": lambda draw: draw.recovery_curves(dataset, probability, half),
-        "alpha_half": lambda draw: draw.alpha_half_against_log_N(half, laws, a=a),
-        "one_run": lambda draw: draw.one_run(dataset),
-    }
-    problems = dict[str, list[str]]()
-    for name, make in figures.items():
-        try:
-            from analysis import figures as draw
+def _study(store: Store) -> Study:
+    # Before lmfit loads it: a home that cannot be written is not worth a line.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from analysis.study import Study
 
-            folder.mkdir(exist_ok=True)
-            draw.save(make(draw), folder / name)
-        except Exception as error:  # of Matplotlib, its user's settings, fonts, a disk
-            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            problems.setdefault(why, []).append(name)
-    for why, names in problems.items():
-        terminal.warn(f"not every figure could be saved in {folder}: {', '.join(names)}: {why}.")
-    if not problems:
+    return Study(store.open())
+
+
+def _show_half(study: Study) -> None:
+    if study.has_signal:
+        terminal.show_alpha_half(study.half)
+
+
+def _show_description(study: Study) -> None:
+    say(study.describe())
+
+
+def _draw(
+    study: Study, folder: Path, names: Sequence[str] = (), formats: Sequence[str] = ()
+) -> list[str]:
+    """Draw figures into a folder; return a line for each thing that went wrong."""
+    try:
+        from analysis.figures import FIGURES, FORMATS, draw
+    except Exception as error:  # of the user's settings of Matplotlib
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return [f"no figure could be drawn: {why}."]
+    for what, asked, known in (("NAME", names, FIGURES), ("--format", formats, FORMATS)):
+        if unknown := [word for word in asked if word not in known]:
+            return [f"{what} must be one of {', '.join(known)}; got {', '.join(unknown)}."]
+    named = dict[str, list[str]]()
+    for name, why in draw(study, folder, names or FIGURES, formats or ("png", "pdf")).items():
+        named.setdefault(why, []).append(name)
+    if not named:
         say(f"Figures: {folder}")
+    return [
+        f"not every figure could be saved in {folder}: {', '.join(names)}: {why}."
+        for why, names in named.items()
+    ]
 
 
 class _TooLargeError(RuntimeError):
@@ -953,6 +992,14 @@ def _signals() -> Iterator[None]:
 def _fail(message: str) -> NoReturn:
     terminal.warn(message)
     raise typer.Exit(1)
+
+
+def _end_if(problems: Sequence[str]) -> None:
+    """End with an error if there are any, after a line for each."""
+    for problem in problems:
+        terminal.warn(problem)
+    if problems:
+        raise typer.Exit(1)
 
 
 def _end_if_lost() -> None:

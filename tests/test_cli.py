@@ -20,9 +20,11 @@ from typing import Any
 
 import psutil
 import pytest
+import typer
 import xarray as xr
 from typer.testing import CliRunner
 
+from analysis import figures, scaling
 from cluster.launch import job_name, record_queue
 from pipeline import cli
 from pipeline.cli import app
@@ -31,6 +33,7 @@ from pipeline.spec import Sweep, load
 from pipeline.store import Store, Writer, hand_in
 from tests.conftest import TINY as CONFTEST
 from tests.conftest import bits, fill, parts_of, tiny
+from tests.test_figures import BROKEN, grid, no_picture
 
 pytestmark = pytest.mark.long
 
@@ -581,7 +584,7 @@ def test_a_full_disk(
 ) -> None:
     """One clear line, and a store that is intact: with room, the next run finishes it.
 
-    Where there is room for the store, and not for the figures, nothing has failed.
+    Where there is room for the store, and not for the figures, the figures alone have failed.
     """
     mount = f"mount -t tmpfs -o size={kilobytes}k none disk"
     done = subprocess.run(
@@ -589,7 +592,8 @@ def test_a_full_disk(
     )
     kept = Store("kept/quick.zarr")
     is_done = kept.exists() and bool((kept.status() == 1).all())
-    assert done.returncode == 1 or (done.returncode == 0 and is_done)
+    assert done.returncode == 1
+    assert ("not every figure could be saved" in done.stderr) == is_done
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -787,3 +791,54 @@ def test_a_run_says_what_can_be_said(
     assert not re.search(r"\bnan\b|Traceback|Warning|add larger", said)
     drawn = {file.name for file in (here / "border.zarr.figures").iterdir()}
     assert {"recovery.png", "alpha_half.png", "one_run.png"} <= drawn
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def test_a_law_and_a_figure_that_raise_lose_no_result(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of a run: table, laws and figures that can be made are; the exit status tells."""
+    sections = {"grid": CONFTEST["grid"] | {"alpha": [2.0, 4.0, 6.0, 9.0], "N": [8, 12, 16]}}
+    sweep = Sweep.from_document(CONFTEST | sections)
+    store = Store(here / "planted.zarr")
+    fill(store, sweep, parts_of(sweep))
+    monkeypatch.setitem(scaling.LAWS, "broken", BROKEN)
+    monkeypatch.setitem(figures.FIGURES, "no_picture", no_picture)
+    monkeypatch.setitem(figures.FIGURES, "grid", grid)
+    with pytest.raises(typer.Exit) as ended:
+        cli._conclude(store)
+    assert ended.value.exit_code == 1
+    said = capfd.readouterr()
+    assert "alpha_half, where P = 1/2" in said.out
+    assert "A + nonsense: not fitted: ArithmeticError: planted in a law." in said.out
+    assert "A + B log N: A = " in said.out
+    assert "Data: " in said.out
+    assert said.err.splitlines() == [
+        "alphasweep: not every law of alpha_half(N) could be fitted; see above.",
+        f"alphasweep: not every figure could be saved in {here / 'planted.zarr.figures'}: "
+        "no_picture: LookupError: planted in a figure.",
+    ]
+    drawn = {path.stem for path in (here / "planted.zarr.figures").iterdir()}
+    assert drawn == set(figures.FIGURES) - {"no_picture"}
+
+
+def test_figures_are_drawn_by_name(here: Path) -> None:
+    """All or some, in any format and folder, again and again; what does not exist is named."""
+    fill(Store("tiny.zarr"), load("tiny.toml"), parts_of(load("tiny.toml")))
+    all_of_them = alphasweep("figure", "tiny.zarr")
+    assert all_of_them.returncode == 0, all_of_them.stderr
+    assert len(list(Path("tiny.zarr.figures").iterdir())) == 2 * len(figures.FIGURES)
+    asked = ["one_run", "recovery", "--format", "svg", "--format", "pdf", "--out", "a b/c"]
+    some = alphasweep("figure", "tiny.zarr", *asked)
+    assert some.returncode == 0, some.stderr
+    assert some.stdout.split(":")[1].strip() == "a b/c"
+    files = {path.name for path in Path("a b/c").iterdir()}
+    assert files == {f"{name}.{ending}" for name in asked[:2] for ending in ("svg", "pdf")}
+    for words, told in (
+        (["nonsense"], f"NAME must be one of {', '.join(figures.FIGURES)}; got nonsense."),
+        (["--format", "gif"], "--format must be one of png, pdf, svg; got gif."),
+    ):
+        refused = alphasweep("figure", "tiny.zarr", *words)
+        assert (refused.returncode, refused.stderr) == (1, f"alphasweep: {told}\n")

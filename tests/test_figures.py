@@ -15,9 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from scipy.special import expit
 
-from analysis import figures
+from analysis import figures, recovery, scaling
 from analysis.recovery import alpha_half, recovery_probability
-from analysis.scaling import LAWS, evaluate, fit_log_laws
+from analysis.scaling import LAWS, Law, describe, evaluate
+from analysis.study import Study
 from analysis.thresholds import alpha_bbp_init
 
 MISSING, DONE, FAILED = 0, 1, 2
@@ -127,13 +128,8 @@ def drawn(name: str) -> dict[str, Figure]:
 
 def draw(ds: xr.Dataset) -> dict[str, Figure]:
     """Draw all figures, as a command would."""
-    half = alpha_half(ds)
-    a = ds.attrs["sweep"]["descent"]["a"]
-    return {
-        "recovery": figures.recovery_curves(ds, recovery_probability(ds), half),
-        "alpha_half": figures.alpha_half_against_log_N(half, fit_log_laws(half), a=a),
-        "one_run": figures.one_run(ds),
-    }
+    study = Study(ds)
+    return {name: make(study) for name, make in figures.FIGURES.items()}
 
 
 def texts(figure: Figure) -> list[Text]:
@@ -218,8 +214,8 @@ def test_lazy_data_gives_the_same_figures(tmp_path: Path) -> None:
     whole, lazy = draw(DATA["whole"]), draw(DATA["lazy"])
     for name in whole:
         for one, other in zip(
-            figures.save(whole[name], tmp_path / "whole"),
-            figures.save(lazy[name], tmp_path / "lazy"),
+            figures.save(whole[name], tmp_path / "whole", figures.FORMATS),
+            figures.save(lazy[name], tmp_path / "lazy", figures.FORMATS),
             strict=True,
         ):
             assert one.read_bytes() == other.read_bytes()
@@ -256,9 +252,9 @@ def test_recovery_curves_show_the_shares_and_their_intervals() -> None:
 
 def test_alpha_half_is_shown_with_its_errors_and_laws() -> None:
     """Points, bars and curves are those of the datasets; the laws go on beyond them."""
-    half = alpha_half(sweep())
-    laws = fit_log_laws(half)
-    [axis] = figures.alpha_half_against_log_N(half, laws, a=1.0).axes
+    study = Study(sweep())
+    half, laws = study.half, study.laws
+    [axis] = figures.alpha_half_against_log_N(study).axes
     [container] = [c for c in axis.containers if isinstance(c, ErrorbarContainer)]
     points, _, [bars] = container.lines
     np.testing.assert_allclose(
@@ -319,7 +315,7 @@ def test_the_threshold_is_a_line_or_an_arrow_to_it(a: float, across: str, up: st
 def test_the_story_shows_the_run_and_its_theory() -> None:
     """Overlap without sign, energy, eigenvalues; theory only where the overlap is small."""
     ds = sweep()
-    overlap, spectrum, energy, gap = figures.one_run(ds, alpha=3.0, N=256, seed=2).axes
+    overlap, spectrum, energy, gap = figures.one_run(Study(ds), alpha=3.0, N=256, seed=2).axes
     run = ds.sel(alpha=3.0, N=256, seed=2).isel(start=0)
     np.testing.assert_allclose(overlap.lines[0].get_ydata(), -run["overlap"])
     np.testing.assert_allclose(energy.lines[0].get_ydata(), run["energy"])
@@ -341,11 +337,11 @@ def test_the_story_shows_the_run_and_its_theory() -> None:
 
 def test_the_end_of_the_outlier_is_marked_in_every_panel() -> None:
     """The mark is at the first recorded time without an outlier; without a death there is none."""
-    story = figures.one_run(sweep())
+    story = figures.one_run(Study(sweep()))
     assert [verticals(axis) for axis in story.axes] == [[3.0]] * 4
     assert "outlier gone" in words(story)
     for never in (null_model(), sweep().assign(outlier=lambda d: d["bulk_edge"] - 0.1)):
-        story = figures.one_run(never)
+        story = figures.one_run(Study(never))
         assert [verticals(axis) for axis in story.axes] == [[]] * 4
         assert "outlier gone" not in words(story)
 
@@ -354,7 +350,7 @@ def test_the_story_chosen_is_a_recovery_at_the_largest_probed_N() -> None:
     """A probed cell is preferred, then the largest N, a run that recovered, a P from 0.5 to 0.9."""
     ds = sweep()
     ds["lambda_min"][:, -1] = np.nan
-    title = words(figures.one_run(ds))
+    title = words(figures.one_run(Study(ds)))
     assert "$N = 128$" in title
     assert ": recovered at" in title
     [alpha] = [value for value in ALPHA if rf"$\alpha = {value:g}$" in title]
@@ -366,10 +362,104 @@ def test_a_run_that_is_not_in_the_sweep_is_refused(asked: dict[str, Any]) -> Non
     """A value off the grid is refused with the values that there are."""
     [(name, value)] = asked.items()
     with pytest.raises(ValueError, match=f"{name} must be a value of the sweep.*; got {value}"):
-        figures.one_run(sweep(), **asked)
+        figures.one_run(Study(sweep()), **asked)
 
 
 def test_a_cell_that_is_asked_for_but_not_done_is_named_as_the_reason() -> None:
     """Asking for a missing cell draws no other one."""
     ds = half_done()
-    assert "no cell that was asked for is done" in words(figures.one_run(ds, N=256))
+    assert "no cell that was asked for is done" in words(figures.one_run(Study(ds), N=256))
+
+
+# another law, another figure
+
+
+def square(N: np.ndarray, A: float, B: float) -> np.ndarray:
+    """A + B (log N)^2."""
+    return A + B * np.log(N) ** 2
+
+
+SQUARE = Law("A + B (log N)^2", r"$A + B\,(\log N)^2$", square, {"A": 2.0, "B": 0.02})
+
+
+def broken(N: np.ndarray, A: float, B: float) -> np.ndarray:
+    """Raise, whatever is asked."""
+    raise ArithmeticError("planted in a law")
+
+
+BROKEN = Law("A + nonsense", "$A + ?$", broken, {"A": 1.0, "B": 1.0})
+
+
+def grid(study: Study) -> Figure:
+    """How many runs each point of the grid has."""
+    figure = Figure()
+    figure.subplots().pcolormesh(study.probability["runs"].values)
+    return figure
+
+
+def no_picture(study: Study) -> Figure:
+    """Nothing: it raises."""
+    raise LookupError("planted in a figure")
+
+
+def test_another_law_is_one_more_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fitted, described, and drawn with a look and a text of its own."""
+    monkeypatch.setitem(LAWS, "square", SQUARE)
+    study = Study(sweep(N=[64, 128, 256, 512]))
+    assert f"  {SQUARE.formula}: A = " in describe(study.laws)
+    [axis] = figures.alpha_half_against_log_N(study).axes
+    curves = [c for c in axis.lines if len(c.get_xdata()) == 200]
+    np.testing.assert_allclose(
+        curves[-1].get_ydata(), evaluate(study.laws, "square", curves[-1].get_xdata())["alpha_half"]
+    )
+    assert len({(c.get_color(), c.get_linestyle()) for c in curves}) == len(LAWS) == len(curves)
+    assert line(axis, SQUARE.tex).get_color() == curves[-1].get_color()
+
+
+def test_a_law_that_raises_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are what they are without it, in numbers, words and figure; the error is told."""
+    alone = Study(sweep())
+    said = describe(alone.laws)
+    monkeypatch.setitem(LAWS, "broken", BROKEN)
+    study = Study(sweep())
+    others = study.laws.sel(law=alone.laws["law"], parameter=alone.laws["parameter"])
+    np.testing.assert_array_equal(others["value"], alone.laws["value"])
+    told = "  A + nonsense: not fitted: ArithmeticError: planted in a law."
+    lines = describe(study.laws).splitlines()
+    assert [text for text in lines if text != told] == said.splitlines()
+    assert told in lines
+    assert study.laws["raised"].values.tolist() == [False] * len(alone.laws["law"]) + [True]
+    [axis] = figures.alpha_half_against_log_N(study).axes
+    assert BROKEN.tex not in [c.get_label() for c in axis.lines]
+
+
+def test_another_figure_is_one_more_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is drawn with the others, in the formats that are asked for; one that raises is told."""
+    monkeypatch.setitem(figures.FIGURES, "no_picture", no_picture)
+    monkeypatch.setitem(figures.FIGURES, "grid", grid)
+    problems = figures.draw(Study(sweep()), tmp_path / "new" / "folder", formats=["svg"])
+    assert problems == {"no_picture": "LookupError: planted in a figure"}
+    drawn = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert drawn == {f"{name}.svg" for name in figures.FIGURES if name != "no_picture"}
+
+
+def test_a_study_computes_each_result_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All figures and sentences share one P, one alpha_half and one fit."""
+    calls: list[str] = []
+    for module, name in (
+        (recovery, "recovery_probability"),
+        (recovery, "alpha_half"),
+        (scaling, "fit_log_laws"),
+    ):
+        real = getattr(module, name)
+
+        def counted(*given: Any, real: Any = real, name: str = name) -> Any:
+            calls.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(module, name, counted)
+    study = Study(sweep())
+    for make in figures.FIGURES.values():
+        make(study)
+    study.describe()
+    assert sorted(calls) == ["alpha_half", "fit_log_laws", "recovery_probability"]
