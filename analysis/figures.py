@@ -143,13 +143,14 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     Parameters
     ----------
     study
-        Of a sweep whose attributes tell the loss's a.
+        Of a sweep whose attributes tell the loss's a and t_max.
 
     Returns
     -------
     Figure
-        One column wide. Bars and bands are one standard error; laws go on, lighter, beyond the N
-        that were fitted. alpha_bbp_init is a line if near the data, otherwise an arrow to it.
+        One column wide. Bars are the intervals of alpha_half, bands one standard error of a law;
+        laws go on, lighter, beyond the N that were fitted. alpha_bbp_init is a line if near the
+        data, otherwise an arrow to it.
     """
     figure, [axis] = _panels(1, 1, COLUMN, 2.7)
     half, laws = study.half, study.laws
@@ -169,17 +170,18 @@ def alpha_half_against_log_N(study: Study) -> Figure:
         axis.fill_between(grid, value - error, value + error, color=color, alpha=0.13, linewidth=0)
         axis.plot(grid, value, color=color, linestyle=style, alpha=0.45)
         axis.plot(grid[inside], value[inside], color=color, linestyle=style, label=LAWS[law].tex)
+    middle = points["alpha_half"].values
     axis.errorbar(
         N,
-        points["alpha_half"].values,
-        yerr=points["standard_error"].fillna(0).values,
+        middle,
+        yerr=np.nan_to_num([middle - points["lower"].values, points["upper"].values - middle]),
         color="black",
         marker="o",
         linestyle="none",
         elinewidth=0.9,
         capsize=2,
         zorder=3,
-        label=r"runs, $\pm$ standard error",
+        label=f"runs, {100 * half.attrs['confidence']:g} % intervals",
     )
     threshold, (low, high) = study.threshold, axis.get_ylim()
     text = _threshold_text(threshold)
@@ -194,7 +196,8 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     axis.set_xlim(grid[0], grid[-1])
     _tick_at(axis, np.concatenate([N, N.max() * np.array([2, 4])]))
     axis.set_xlabel(r"dimension $N$ (log scale)")
-    axis.set_ylabel(r"$\alpha_{1/2}$, where $P(\mathrm{recovery}) = 1/2$")
+    by = rf"\mathrm{{recovery\ by}}\ t = {study.descent['t_max']:g}"
+    axis.set_ylabel(rf"$\alpha_{{1/2}}$, where $P({by}) = 1/2$")
     figure.legend(loc="outside upper center", ncols=2, **_TIGHT)
     return figure
 

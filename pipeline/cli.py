@@ -906,7 +906,7 @@ def _study(store: Store) -> Study:
 
 def _show_half(study: Study) -> None:
     if study.has_signal:
-        terminal.show_alpha_half(study.half)
+        terminal.show_alpha_half(study.half, study.descent["t_max"])
 
 
 def _show_description(study: Study) -> None:

@@ -161,31 +161,37 @@ def show_plan(found: Mapping[str, Any]) -> None:
     )
 
 
-def show_alpha_half(half: xr.Dataset) -> None:
+def show_alpha_half(half: xr.Dataset, t_max: float) -> None:
     """Print the table of alpha_half(N); where it is unknown, between which alphas it is."""
-    table = Table(title="alpha_half, where P = 1/2", title_justify="left")
-    for column in ("N", "alpha_half", "error"):
+    title = f"alpha_half, where P(recovery by t = {t_max:g}) = 1/2"
+    table = Table(title=title, title_justify="left")
+    percent = f"{100 * half.attrs['confidence']:g} % interval"
+    for column in ("N", "alpha_half", "error", percent, "matrices"):
         table.add_column(column, justify="right")
     for N in half.N.values:
         at = half.sel(N=N)
-        table.add_row(str(N), *_value_and_error(at))
+        table.add_row(str(N), *_value_and_error(at), str(int(at["matrices"])))
     console.print(table)
     for N, note in zip(half.N.values, half.note.values, strict=True):
         if note:
             say(f"N = {N}: {note}.")
 
 
-def _value_and_error(at: xr.Dataset) -> tuple[str, str]:
-    """Write one alpha_half and its error, with two digits of the error; "-" where it is unknown."""
+def _value_and_error(at: xr.Dataset) -> tuple[str, str, str]:
+    """Write one alpha_half, its error and its interval, with two digits of the error.
+
+    Where it is unknown it is "-", or the alphas between which it is.
+    """
     value, error, low, high = (
         float(at[name]) for name in ("alpha_half", "standard_error", "none_up_to", "all_from")
     )
     if math.isnan(value):
-        return ("-" if math.isnan(low + high) else f"{low} to {high}"), "-"
+        return ("-" if math.isnan(low + high) else f"{low} to {high}"), "-", "-"
     if math.isnan(error):
-        return f"{value:.3f}", "-"
+        return f"{value:.3f}", "-", "-"
     digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f}", f"{error:.{digits}f}"
+    interval = f"{float(at['lower']):.{digits}f} to {float(at['upper']):.{digits}f}"
+    return f"{value:.{digits}f}", f"{error:.{digits}f}", interval
 
 
 @contextmanager

@@ -811,7 +811,7 @@ def test_a_law_and_a_figure_that_raise_lose_no_result(
         cli._conclude(store)
     assert ended.value.exit_code == 1
     said = capfd.readouterr()
-    assert "alpha_half, where P = 1/2" in said.out
+    assert "alpha_half, where P(recovery by t = 3) = 1/2" in said.out
     assert "A + nonsense: not fitted: ArithmeticError: planted in a law." in said.out
     assert "A + B log N: A = " in said.out
     assert "Data: " in said.out

@@ -260,8 +260,9 @@ def test_alpha_half_is_shown_with_its_errors_and_laws() -> None:
     np.testing.assert_allclose(
         points.get_xydata(), np.column_stack([half["N"], half["alpha_half"]])
     )
-    lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
-    np.testing.assert_allclose(lengths, 2 * half["standard_error"])
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(ends, np.column_stack([half["lower"], half["upper"]]))
+    assert r"recovery\ by}\ t = 60" in axis.get_ylabel()
     curves = [c for c in axis.lines if len(c.get_xdata()) == 200]
     for law, curve in zip(LAWS, curves, strict=True):
         N, value = curve.get_data()

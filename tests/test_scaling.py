@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.special import expit
 
 from analysis import recovery
-from analysis.scaling import DECISIVE, LAWS, describe, evaluate, fit_log_laws
+from analysis.scaling import DECISIVE, LAWS, UNLIKELY, describe, evaluate, fit_log_laws
 
 N = 64 * 2 ** np.arange(7)
 ERROR = np.array([0.05, 0.1, 0.04, 0.06, 0.08, 0.05, 0.1])
@@ -123,6 +123,40 @@ def test_a_law_planted_in_runs_is_recovered_within_its_errors() -> None:
         pull.append(float((fit["value"] - TRUE["linear"]["B"]) / fit["error"]))
     assert abs(np.mean(pull)) < 0.55
     assert 0.65 < np.std(pull) < 1.4
+
+
+def test_errors_that_few_matrices_told_are_not_taken_as_exact() -> None:
+    """With 4 matrices a true law is hardly ever said not to fit, and B is known as well as said.
+
+    300 draws of alpha_half at 4 values of N, their errors by Student's statistics. Rejected at 0.01
+    were 0.005 of 40,000, inside 1.96 errors 0.96: more than 8 rejections have a probability of
+    1e-4, less than 0.92 inside one of 1e-3. As exact errors they would be 0.06 and 0.84. The seed
+    is fixed.
+    """
+    rng = np.random.default_rng(37)
+    rejected, inside = 0, 0
+    for _ in range(300):
+        told = 0.05 * np.sqrt(rng.chisquare(3, 4) / 3)
+        half = points(law("linear", N[:4]) + 0.05 * rng.normal(size=4), told, N[:4])
+        laws = fit_log_laws(half.assign(matrices=("N", [4] * 4))).sel(law="linear")
+        rejected += stats.chi2.sf(float(laws["chi2"]), 2) < UNLIKELY
+        fit = laws.sel(parameter="B")
+        inside += abs(float(fit["value"]) - TRUE["linear"]["B"]) < 1.96 * float(fit["error"])
+    assert rejected <= 8
+    assert inside >= 0.92 * 300
+
+
+def test_an_error_that_is_hardly_known_weighs_nothing() -> None:
+    """Of three matrices it is left out; of very many it is what it is."""
+    half = points(law("linear") + 0.02 * np.cos(N)).assign(matrices=("N", [3] + 6 * [10**6]))
+    found, rest = (
+        fit_log_laws(half),
+        fit_log_laws(half[["alpha_half", "standard_error"]][{"N": slice(1, None)}]),
+    )
+    assert found["fitted_N"].values.tolist() == N[1:].tolist()
+    np.testing.assert_allclose(found["error"], rest["error"], rtol=1e-5)
+    few = describe(fit_log_laws(half.assign(matrices=("N", 7 * [3]))))
+    assert "of 4 matrices or more, at 2 values of N or more; there are 0" in few
 
 
 @given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
