@@ -15,6 +15,7 @@ from lmfit import Model
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import approx_fprime
+from uncertainties import ufloat
 
 from analysis.recovery import check_labels
 
@@ -60,7 +61,7 @@ LAWS = {
     ),
 }
 
-#: A difference of chi2 that tells two laws apart: one is then exp(6 / 2) = 20 times likelier.
+#: A difference of AIC that tells two laws apart: one is then exp(6 / 2) = 20 times likelier.
 DECISIVE = 6.0
 
 #: With fewer, the error of an alpha_half is not known well enough to weigh it.
@@ -92,6 +93,7 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
 
         - ``value``, ``error`` (law, parameter), ``covariance`` (law, parameter, other);
         - ``chi2``, ``degrees_of_freedom`` (law,): squared residuals in units of the errors;
+        - ``aic`` (law,): chi2 + 2 parameters, by which laws are compared;
         - ``formula``, ``note`` (law,): the law in words; why it could not be fitted, or empty;
         - ``raised`` (law,): whether that is an error of the law's own function.
 
@@ -104,6 +106,11 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
     -----
     Least squares by lmfit. The errors of alpha_half are not rescaled by chi2, so a law that does
     not fit shows it in its chi2. Different N share no matrix, so their errors are independent.
+
+    AIC is chi2 + 2 k, for k parameters: by so much chi2 of new points exceeds that of the fitted
+    ones, on average, whatever the number of points, as their errors are given. The term that makes
+    it AICc, 2 k (k + 1) / (n - k - 1), and lmfit's ``aic``, n log(chi2 / n) + 2 k, are for errors
+    that are known up to a factor which the residuals tell; they forget whether chi2 is large.
 
     An error that m matrices told is itself uncertain: a residual in its units has Student's
     distribution with m - 1 degrees of freedom and a variance of (m - 1) / (m - 3), by which squared
@@ -241,6 +248,7 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
             "error": _labelled(value.copy(data=error), "standard error of a parameter"),
             "covariance": _labelled(covariance, "covariance of two parameters"),
             "chi2": _labelled(xr.DataArray(chi2), "sum of squared residuals over squared errors"),
+            "aic": _labelled(xr.DataArray(chi2 + 2 * len(names)), "chi2 + 2 parameters"),
             "degrees_of_freedom": _labelled(
                 xr.DataArray(freedom), "number of N minus number of parameters"
             ),
@@ -311,26 +319,32 @@ def _describe_growth(laws: xr.Dataset) -> str:
 
 def _describe_choice(laws: xr.Dataset) -> str:
     """Whether the range of N tells the laws apart."""
-    if laws.sizes["law"] < 2 or not laws["degrees_of_freedom"].values.max():
+    tested = laws.isel(law=(laws["degrees_of_freedom"] > 0).values).sortby("aic")
+    if not tested.sizes["law"]:
         return "With no degree of freedom left, nothing tells the laws apart: add values of N."
-    order = laws.sortby("chi2")
-    best, rival = order["formula"].values[:2]
-    difference = float(order["chi2"][1] - order["chi2"][0])
-    gap = f"their chi2 differ by {difference:.3g}"
-    if difference < DECISIVE:
-        far = [evaluate(laws, law, FAR_N)["alpha_half"].item() for law in order["law"].values[:2]]
+    if tested.sizes["law"] < 2:
+        return f"Only {tested['formula'].item()} is tested: add values of N to compare it."
+    best, *rivals = tested["formula"].values
+    behind = (tested["aic"] - tested["aic"][0]).values[1:]
+    p = stats.chi2.sf(tested["chi2"], tested["degrees_of_freedom"])
+    none_fits = " But none of them fits: the true law is another, or the errors are too small."
+    if behind[0] >= DECISIVE:
         return (
-            f"This range of N does not tell the laws apart: {gap}; {DECISIVE:g} would do. Yet at "
-            f"N = {_FAR} they differ by {abs(far[0] - far[1]):.2g}: larger N or smaller errors "
-            "are needed before either is extrapolated."
+            f"The points prefer {best} to {', '.join(rivals)}: their AIC differ by {behind[0]:.3g}"
+            f"{' or more' * (len(rivals) > 1)}, {DECISIVE:g} would do."
+            f"{none_fits if p[0] < UNLIKELY else ''}"
         )
-    choice = f"The points prefer {best} to {rival}: {gap}, {DECISIVE:g} would do."
-    if stats.chi2.sf(order["chi2"][0], order["degrees_of_freedom"][0]) < UNLIKELY:
-        choice += " But neither fits: the true law is another, or the errors are too small."
-    return choice
+    close = tested.isel(law=[0, *(1 + np.flatnonzero(behind < DECISIVE))])
+    far = [evaluate(laws, law, FAR_N)["alpha_half"].item() for law in close["law"].values]
+    which = "the laws" if len(far) == laws.sizes["law"] else " and ".join(close["formula"].values)
+    return (
+        f"This range of N does not tell {which} apart: their AIC differ by "
+        f"{np.ptp(close['aic'].values):.3g}; {DECISIVE:g} would do. Yet at N = {_FAR} they differ "
+        f"by {np.ptp(far):.2g}: larger N or smaller errors are needed before any is extrapolated."
+        f"{none_fits if p.max() < UNLIKELY else ''}"
+    )
 
 
 def _with_error(value: xr.DataArray, error: xr.DataArray) -> str:
-    """Write value ± error, with two digits of the error."""
-    digits = max(0, 1 - math.floor(math.log10(float(error))))
-    return f"{float(value):.{digits}f} ± {float(error):.{digits}f}"
+    """Write value±error, with two digits of the error."""
+    return f"{ufloat(value.item(), error.item()):.2ufP}"

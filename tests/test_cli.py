@@ -800,7 +800,7 @@ def test_a_law_and_a_figure_that_raise_lose_no_result(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of a run: table, laws and figures that can be made are; the exit status tells."""
-    sections = {"grid": CONFTEST["grid"] | {"alpha": [2.0, 4.0, 6.0, 9.0], "N": [8, 12, 16]}}
+    sections = {"grid": CONFTEST["grid"] | {"alpha": [2.0, 4.0, 6.0, 9.0], "seed": [0, 1, 2, 3]}}
     sweep = Sweep.from_document(CONFTEST | sections)
     store = Store(here / "planted.zarr")
     fill(store, sweep, parts_of(sweep))
