@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
 
-from analysis import recovery
+from analysis import recovery, scaling
 from analysis.scaling import DECISIVE, LAWS, UNLIKELY, Law, describe, evaluate, fit_log_laws
 
 N = 64 * 2 ** np.arange(7)
@@ -332,6 +332,9 @@ def test_a_smaller_law_is_preferred_where_it_is_as_good(monkeypatch: pytest.Monk
     assert flat["chi2"].sel(law="constant") > flat["chi2"].sel(law="linear")
     assert flat["aic"].sel(law="constant") < flat["aic"].sel(law="linear")
     assert "does not tell the laws apart" in describe(flat)
+    with monkeypatch.context() as bolder:
+        bolder.setattr(scaling, "DECISIVE", 1.0)
+        assert "The points prefer A to " in describe(flat)
     steep = describe(fit_log_laws(points(law("linear"), 0.02)))
     assert "The points prefer A + B log N to alpha_inf - A / log N, A: their AIC differ by" in steep
     vague = describe(fit_log_laws(points(law("linear", N[:4]), 0.1, N[:4])))
