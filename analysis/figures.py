@@ -89,8 +89,9 @@ def recovery_curves(study: Study) -> Figure:
     -------
     Figure
         One column wide. Bars are the intervals of P, curves the binomial fits; the
-        vertical line is alpha_bbp_init(a), or an arrow points to it. Points of different N at one
-        alpha are moved apart sideways, by about a marker's width, so that no bar hides another.
+        vertical line is alpha_bbp_init, where it is known, or an arrow points to it. Points of
+        different N at one alpha are moved apart sideways, by about a marker's width, so that no
+        bar hides another.
     """
     probability, half = study.probability, study.half
     figure, [axis] = _panels(1, 1, COLUMN, 3.0)
@@ -123,7 +124,8 @@ def recovery_curves(study: Study) -> Figure:
         axis.plot(grid, fitted_probability(half.sel(N=[N]), grid)[0], color=color)
 
     axis.axhline(0.5, color=_GREY, linewidth=0.6, linestyle=":")
-    _mark_threshold(axis, study.threshold)
+    if study.threshold is not None:
+        _mark_threshold(axis, study.threshold)
     axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")
     axis.set_ylabel(rf"$P(\mathrm{{recovery\ by}}\ t = {study.descent['t_max']:g})$")
     axis.set_ylim(-0.04, 1.04)
@@ -184,8 +186,10 @@ def alpha_half_against_log_N(study: Study) -> Figure:
         label=f"runs, {100 * half.attrs['confidence']:g} % intervals",
     )
     threshold, (low, high) = study.threshold, axis.get_ylim()
-    text = _threshold_text(threshold)
-    if _is_near(threshold, low, high):
+    text = "" if threshold is None else _threshold_text(threshold)
+    if threshold is None:
+        pass  # nobody knows it
+    elif _is_near(threshold, low, high):
         axis.axhline(threshold, color=_ORANGE, linestyle="-.", linewidth=0.9, label=text)
         axis.set_ylim(_widened(low, high, threshold))
     else:
@@ -548,7 +552,9 @@ def _caption(study: Study, cell: dict[str, Any], run: xr.Dataset) -> str:
         if run["recovered"] == 1
         else "not recovered"
     )
+    settings = study.descent
+    loss = f"$a = {settings['a']:g}$" if settings["loss"] == "intensity" else settings["loss"]
     return (
-        rf"$\alpha = {cell['alpha']:g}$, $N = {cell['N']}$, $a = {study.descent['a']:g}$, "
+        rf"$\alpha = {cell['alpha']:g}$, $N = {cell['N']}$, {loss}, "
         f"seed {cell['seed']}: {ended}"
     )

@@ -25,6 +25,8 @@ FEWEST_ALPHAS = 3
 
 #: Why the null model has no alpha_half.
 NO_SIGNAL = "the labels hold no signal, so there is nothing to recover"
+#: What there was before a sweep could name it.
+_BEFORE = {"loss": "intensity", "sensing": "gaussian", "start": "uniform"}
 
 #: Alphas whose logarithms differ by less are one alpha: M = round(alpha N) would be the same.
 CLOSE = 1e-9
@@ -86,7 +88,7 @@ def check_labels(ds: xr.Dataset) -> None:
 
 
 def descent_of(ds: xr.Dataset) -> dict[str, Any]:
-    """Settings of the descent, the section of that name of the sweep file.
+    """Settings of the descent and of its problem, the sections of these names of the sweep file.
 
     Parameters
     ----------
@@ -96,7 +98,8 @@ def descent_of(ds: xr.Dataset) -> dict[str, Any]:
     Returns
     -------
     dict
-        a, learning_rate, t_max, signal, ...
+        loss, a, signal, sensing, start, learning_rate, t_max, ...; older stores, which
+        have one kind of loss, sensing and start, do not say it.
 
     Raises
     ------
@@ -109,8 +112,8 @@ def descent_of(ds: xr.Dataset) -> dict[str, Any]:
             "a dataset must have the attribute sweep of its store; this one has lost it: "
             "ds.attrs = xr.open_zarr(STORE).attrs gives it back."
         )
-    descent: dict[str, Any] = (json.loads(sweep) if isinstance(sweep, str) else sweep)["descent"]
-    return descent
+    read: dict[str, Any] = json.loads(sweep) if isinstance(sweep, str) else sweep
+    return {**_BEFORE, **read["descent"], **read.get("problem", {})}
 
 
 def has_no_signal(ds: xr.Dataset) -> bool:

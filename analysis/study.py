@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 
 from analysis import recovery, scaling
-from analysis.thresholds import alpha_bbp_init
+from analysis.thresholds import threshold_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +48,15 @@ class Study:
         return not recovery.has_no_signal(self.ds)
 
     @cached_property
-    def threshold(self) -> float:
-        """alpha_BBP of the random start, see `analysis.thresholds.alpha_bbp_init`."""
-        return alpha_bbp_init(self.descent["a"])
+    def threshold(self) -> float | None:
+        """alpha_BBP of the random start; None where it is not known (`threshold_of`)."""
+        return threshold_of(self.descent)
 
     def describe(self) -> str:
         """Say in a few lines what the sweep tells of alpha_half(N), or holds without a signal."""
         if not self.has_signal:
             return recovery.describe_null(self.ds)
-        return (
-            f"outlier at the random start from alpha_BBP_init = {self.threshold:.4f}\n"
-            f"{scaling.describe(self.laws)}"
-        )
+        laws = scaling.describe(self.laws)
+        if self.threshold is None:
+            return laws
+        return f"outlier at the random start from alpha_BBP_init = {self.threshold:.4f}\n{laws}"

@@ -1,15 +1,14 @@
 """Signal-to-noise ratios at which the Hessian's lowest eigenvector starts to see the signal."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from kernels.loss import ell_second
-
-#: The largest value of ``-ell_second``, reached where y grows and y_hat vanishes.
-SUP_T = 4.0
+from kernels.loss import IntensityLoss
 
 #: Distance of the nodes in log z. The error falls like exp(-const/STEP), whatever ``a`` is:
 #: 2e-8 at 0.2, 2e-11 at 0.15, below 1e-12 at 0.1.
@@ -50,9 +49,10 @@ def alpha_bbp_init(a: float, *, step: float = STEP) -> float:
     """
     if not (math.isfinite(a) and a > 0):
         raise ValueError(f"a, the loss's regulariser, must be positive and finite; got a = {a}.")
+    loss = IntensityLoss(a)
     z, weight = _half_normal(step)
     y, y_hat = z[:, None], z[None, :]
-    t = -ell_second(y_hat, y, a)
+    t = -loss.second(y_hat, y)
 
     def signal_and_noise(gamma: float) -> tuple[float, float]:
         q = t * gamma / (1.0 - t * gamma)
@@ -62,7 +62,7 @@ def alpha_bbp_init(a: float, *, step: float = STEP) -> float:
         signal, noise = signal_and_noise(gamma)
         return signal - noise
 
-    gamma = 1.0 / SUP_T
+    gamma = 1.0 / loss.sup_minus_second
     if excess(gamma) < 0.0:
         # For gamma -> 0 the signal is of order gamma and the noise of order gamma^2.
         gamma = brentq(excess, 1e-6, gamma, xtol=1e-14)
@@ -78,3 +78,16 @@ def _half_normal(step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     # Below exp(-30) lies a probability of 1e-13; exp(2.4) is eleven standard deviations.
     z = np.exp(np.arange(-30.0, 2.4, step))
     return z, step * z * np.exp(-(z**2) / 2) * math.sqrt(2 / math.pi)
+
+
+def threshold_of(settings: Mapping[str, Any]) -> float | None:
+    """`alpha_bbp_init` of a sweep; None where it is not known.
+
+    Parameters
+    ----------
+    settings
+        What `analysis.recovery.descent_of` returned. The threshold is known for the intensity
+        loss, Gaussian sensing and uniform starts.
+    """
+    kinds = tuple(settings[key] for key in ("loss", "sensing", "start"))
+    return alpha_bbp_init(settings["a"]) if kinds == ("intensity", "gaussian", "uniform") else None

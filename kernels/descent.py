@@ -16,7 +16,7 @@ from enum import IntEnum
 import numpy as np
 
 from kernels.instance import Instance
-from kernels.loss import Array, energy, multiplier, slope_in_place, slope_scale
+from kernels.loss import Array, Loss, energy, multiplier
 from kernels.spectrum import spectrum
 
 Probe = Callable[[int, Array], None]
@@ -86,7 +86,7 @@ def descend(
     instance: Instance,
     starts: Array,
     *,
-    a: float,
+    loss: Loss,
     learning_rate: float,
     record: Sequence[int],
     recovered_at: float = 0.99,
@@ -100,8 +100,7 @@ def descend(
     instance : Instance
     starts : (N, R)
         Columns on the sphere of radius sqrt(N), in the precision of the sensing; not changed.
-    a : float
-        Regularisation of the loss, > 0.
+    loss : Loss
     learning_rate : float
         Physical time of a step; the descent is unstable above 2 / (largest eigenvalue of hess L).
     record : T increasing integers, the first 0
@@ -127,20 +126,20 @@ def descend(
     last, look = record[-1], max(1, round(1 / learning_rate))
     dtype = instance.sensing.dtype
     w_star = instance.w_star / dtype.type(N)
-    y2 = np.square(instance.y[:, None])
     # The product X^T f(X W) is then the displacement -learning_rate * grad L itself.
-    scale = (slope_scale(instance.y, a) * (-learning_rate * N / M)).astype(dtype)
+    terms = loss.label_terms(instance.y.astype(dtype, copy=False), -learning_rate * N / M)
     radius2, ones = float(N), np.ones(N)
 
     result = _empty(R, len(record))
     running = np.arange(R)
     W = np.array(starts, dtype=dtype, order="C")
-    y_hat, weighted, y2_each, scale_each, displacement = _workspace(y2, scale, W)
+    y_hat, weighted, each, displacement = _workspace(terms, W)
     first_energy = np.full(R, np.nan)
     was_above = np.zeros(R, dtype=bool)
 
     def weigh(block: Array, rows: slice) -> Array:
-        return slope_in_place(block, y2_each[rows], scale_each[rows], weighted[: len(block)])
+        here = tuple(term[rows] for term in each)
+        return loss.slope_in_place(block, here, weighted[: len(block)])
 
     for step in range(last + 1):
         instance.sensing.round_trip(W, weigh, y_hat, displacement)
@@ -148,13 +147,13 @@ def descend(
         ended = (np.abs(overlap) > recovered_at) * _RECOVERED
 
         if step in recorded or step % look == 0:
-            now = energy(y_hat, instance.y, a)
-            mu = multiplier(y_hat, instance.y, a)
+            now = energy(y_hat, instance.y, loss)
+            mu = multiplier(y_hat, instance.y, loss)
             if step == 0:
                 first_energy = now
             if step in recorded:
                 k = recorded[step]
-                theory = spectrum(y_hat, instance.y, a=a, N=N, mu=mu)
+                theory = spectrum(y_hat, instance.y, loss=loss, N=N, mu=mu)
                 for series, values in (
                     (result.overlap, overlap),
                     (result.energy, now),
@@ -182,7 +181,7 @@ def descend(
             result.outcome[which] = ended[gone]
             result.steps[which] = step
             result.final_overlap[which] = overlap[gone]
-            result.final_energy[which] = energy(y_hat[:, gone], instance.y, a)
+            result.final_energy[which] = energy(y_hat[:, gone], instance.y, loss)
             found = running[ended == _RECOVERED]
             result.recovery_time[found] = learning_rate * step
             if not keep.size:
@@ -190,7 +189,7 @@ def descend(
             running, was_above, first_energy = running[keep], was_above[keep], first_energy[keep]
             W = np.take(W, keep, axis=1)
             stepped = np.take(displacement, keep, axis=1)
-            y_hat, weighted, y2_each, scale_each, displacement = _workspace(y2, scale, W)
+            y_hat, weighted, each, displacement = _workspace(terms, W)
             displacement[...] = stepped
 
         W += displacement
@@ -205,14 +204,15 @@ def descend(
 _MISSING, _RECOVERED, _TRAPPED, _UNDECIDED, _DIVERGED = (np.int8(o) for o in Outcome)
 
 
-def _workspace(y2: Array, scale: Array, W: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Arrays of a step: pre-activations, weighted slopes, y2 and scale (M, R), displacement (N, R).
+def _workspace(terms: tuple[Array, ...], W: Array) -> tuple[Array, Array, tuple[Array, ...], Array]:
+    """Arrays of a step: pre-activations, weighted slopes, label terms (M, R), displacement (N, R).
 
-    Labels are repeated for every start: equal shapes multiply twice as fast as broadcast ones.
+    Terms are repeated for every start: equal shapes multiply twice as fast as broadcast ones.
     """
-    M, R = len(y2), W.shape[1]
+    M, R = len(terms[0]), W.shape[1]
     y_hat, weighted = np.empty((2, M, R), W.dtype)
-    return y_hat, weighted, np.repeat(y2, R, axis=1), np.repeat(scale, R, axis=1), np.empty_like(W)
+    each = tuple(np.repeat(term, R, axis=1) for term in terms)
+    return y_hat, weighted, each, np.empty_like(W)
 
 
 def _speed(W: Array, displacement: Array, mu: Array, learning_rate: float) -> Array:

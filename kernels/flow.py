@@ -25,7 +25,7 @@ from scipy.optimize import brentq
 
 from kernels.descent import Outcome, Probe, Trajectory
 from kernels.instance import Instance
-from kernels.loss import Array, ell_second, energy, multiplier, slope_in_place, slope_scale
+from kernels.loss import Array, Loss, energy, multiplier
 from kernels.rest import rest
 from kernels.spectrum import spectrum
 
@@ -69,7 +69,7 @@ def flow(
     instance: Instance,
     starts: Array,
     *,
-    a: float,
+    loss: Loss,
     times: Sequence[float],
     tolerance: float = 1e-3,
     recovered_at: float = 0.99,
@@ -83,8 +83,7 @@ def flow(
     instance : Instance
     starts : (N, R)
         Columns on the sphere of radius sqrt(N), in the precision of the sensing; not changed.
-    a : float
-        Regularisation of the loss, > 0.
+    loss : Loss
     times : T increasing floats, the first 0
         Physical times at which the series are recorded; the last one ends the run.
     tolerance : float
@@ -109,16 +108,16 @@ def flow(
     result = _empty(R, len(times))
 
     running = np.arange(R)
-    field = Field(instance, a)
+    field = Field(instance, loss)
     now = field.at(np.array(starts, dtype=dtype, order="C"))
     t, steps, products, next_record, look = 0.0, 0, 2, 0, 1.0
 
     def record(k: int, W: Array, y_hat: Array, which: Indices) -> None:
-        mu = multiplier(y_hat, instance.y, a)
-        theory = spectrum(y_hat, instance.y, a=a, N=N, mu=mu)
+        mu = multiplier(y_hat, instance.y, loss)
+        theory = spectrum(y_hat, instance.y, loss=loss, N=N, mu=mu)
         for series, values in (
             (result.overlap, w_star @ W),
-            (result.energy, energy(y_hat, instance.y, a)),
+            (result.energy, energy(y_hat, instance.y, loss)),
             (result.mu, mu),
             (result.bulk_edge, theory.bulk_edge),
             (result.outlier, theory.outlier),
@@ -134,7 +133,7 @@ def flow(
         result.steps[ids], result.products[ids] = steps, products
         result.recovery_time[ids] = time
         result.final_overlap[ids] = w_star @ at.W[:, which]
-        result.final_energy[ids] = energy(at.y_hat[:, which], instance.y, a)
+        result.final_energy[ids] = energy(at.y_hat[:, which], instance.y, loss)
         result.final_speed[ids] = _rms(at.F[:, which])
 
     record(0, now.W, now.y_hat, np.arange(R))
@@ -198,13 +197,15 @@ def flow(
             open_ = np.flatnonzero(~ended)
             end(open_, Outcome.UNDECIDED, last)
             for r in open_ if rest_within else ():
-                result.final_lambda_min[running[r]] = rest(instance, last.W[:, r], a=a).lambda_min
+                result.final_lambda_min[running[r]] = rest(
+                    instance, last.W[:, r], loss=loss
+                ).lambda_min
             break
         if rest_within and t + step >= look:
             look = _LOOK * (t + step)
             slow = _rms(then.F) < rest_within * radius / 20
             for r in np.flatnonzero(slow & ~ended):
-                seen = rest(instance, then.W[:, r], a=a)
+                seen = rest(instance, then.W[:, r], loss=loss)
                 if seen.way < rest_within:
                     ended[r] = True
                     end(np.array([r]), Outcome.TRAPPED, then)
@@ -242,24 +243,25 @@ class Point(NamedTuple):
 class Field:
     """The vector field ``-P grad L``, and its largest rate."""
 
-    def __init__(self, instance: Instance, a: float) -> None:
-        self.instance, self.a = instance, a
-        dtype = instance.sensing.dtype
-        self._y2 = np.square(instance.y[:, None])
-        self._scale = (slope_scale(instance.y, a) * (-instance.N / instance.M)).astype(dtype)
+    def __init__(self, instance: Instance, loss: Loss) -> None:
+        self.instance, self.loss = instance, loss
+        y = instance.y.astype(instance.sensing.dtype, copy=False)
+        self._terms = loss.label_terms(y, -instance.N / instance.M)
         self._each: tuple[Array, ...] = ()
+        self._weighted = np.empty((0, 0), y.dtype)
 
     def at(self, W: Array) -> Point:
         """Evaluate at W (N, R), which need not be on the sphere: P is that of W's own length."""
         M, R = self.instance.M, W.shape[1]
-        if not self._each or self._each[0].shape[1] != R:  # equal shapes multiply faster
-            each = np.repeat(self._y2, R, axis=1), np.repeat(self._scale, R, axis=1)
-            self._each = (*each, np.empty((M, R), W.dtype))
-        y2, scale, weighted = self._each
+        if self._weighted.shape[1] != R:  # equal shapes multiply faster
+            self._each = tuple(np.repeat(term, R, axis=1) for term in self._terms)
+            self._weighted = np.empty((M, R), W.dtype)
+        each, weighted = self._each, self._weighted
         y_hat, F = np.empty((M, R), W.dtype), np.empty_like(W)
 
         def weigh(block: Array, rows: slice) -> Array:
-            return slope_in_place(block, y2[rows], scale[rows], weighted[: len(block)])
+            here = tuple(term[rows] for term in each)
+            return self.loss.slope_in_place(block, here, weighted[: len(block)])
 
         self.instance.sensing.round_trip(W, weigh, y_hat, F)
         F -= W * (_dot(W, F) / _dot(W, W)).astype(W.dtype)
@@ -271,9 +273,9 @@ class Field:
         Returns V after `times` power iterations, and the estimate with its margin.
         """
         instance = self.instance
-        curvature = ell_second(at.y_hat, instance.y[:, None], self.a) * (instance.N / instance.M)
+        curvature = self.loss.second(at.y_hat, instance.y[:, None]) * (instance.N / instance.M)
         curvature = curvature.astype(at.W.dtype, copy=False)
-        mu = multiplier(at.y_hat, instance.y, self.a).astype(at.W.dtype)
+        mu = multiplier(at.y_hat, instance.y, self.loss).astype(at.W.dtype)
         scratch, out = np.empty_like(at.y_hat), np.empty_like(at.W)
         length = np.ones(V.shape[1])
 

@@ -9,7 +9,7 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from kernels.instance import Instance
-from kernels.loss import Array, ell_second, multiplier
+from kernels.loss import Array, Loss, multiplier
 
 # A dense solve builds the Hessian (4 M N^2 flops) and reduces it; ARPACK multiplies by X and X^T
 # 50 to 300 times. At alpha = 4 they take the same time at N = 256 (8 ms, one thread); at 128 dense
@@ -32,15 +32,14 @@ class RiemannianHessian(LinearOperator):  # type: ignore[misc]
     instance : Instance
     w : (N,)
         Point of the sphere of radius sqrt(N).
-    a : float
-        Regularisation of the loss.
+    loss : Loss
     """
 
-    def __init__(self, instance: Instance, w: Array, *, a: float) -> None:
+    def __init__(self, instance: Instance, w: Array, *, loss: Loss) -> None:
         y_hat = instance.sensing.forward(w[:, None])
         self._sensing = instance.sensing
-        self._curvature = (instance.N / instance.M) * ell_second(y_hat, instance.y[:, None], a)
-        self.mu = float(multiplier(y_hat, instance.y, a)[0])
+        self._curvature = (instance.N / instance.M) * loss.second(y_hat, instance.y[:, None])
+        self.mu = float(multiplier(y_hat, instance.y, loss)[0])
         bound = float(np.abs(self._curvature).max()) * (1 + np.sqrt(instance.M / instance.N)) ** 2
         self._shift = 2 * bound - self.mu
         self._unit = w.astype(np.float64)[:, None] / np.linalg.norm(w.astype(np.float64))
@@ -96,7 +95,7 @@ def lowest_eigenpairs(
     instance: Instance,
     w: Array,
     *,
-    a: float,
+    loss: Loss,
     modes: int,
     v0: Array | None = None,
     dense_up_to: int = DENSE_UP_TO,
@@ -108,8 +107,7 @@ def lowest_eigenpairs(
     instance : Instance
     w : (N,)
         Point of the sphere of radius sqrt(N).
-    a : float
-        Regularisation of the loss.
+    loss : Loss
     modes : int
         Number of eigenpairs, 1 <= modes < N.
     v0 : (N,), optional
@@ -140,7 +138,7 @@ def lowest_eigenpairs(
     if not 1 <= modes < N:
         raise ValueError(f"modes must be in 1 to N - 1 = {N - 1}; got modes = {modes}")
     pairs = Eigenpairs(np.full(modes, np.nan), np.full((N, modes), np.nan))
-    hessian = RiemannianHessian(instance, w, a=a)
+    hessian = RiemannianHessian(instance, w, loss=loss)
     if not np.isfinite(hessian.mu):
         return pairs
     if dense_up_to >= N:

@@ -7,14 +7,14 @@ larger alpha extends the same sensing matrix by rows (common random numbers alon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from kernels.loss import Array
-from kernels.sensing import DenseSensing, Sensing
+from kernels.sensing import SENSINGS, Sensing
 
 Signal = Literal["planted", "null"]
 
@@ -50,6 +50,11 @@ class Instance:
         return self.sensing.shape[0]
 
 
+def measurements(alpha: float, N: int) -> int:
+    """Return the number of measurements, M = round(alpha N) (a half goes to even)."""
+    return round(alpha * N)
+
+
 def _stream(root_seed: int, *name: int) -> np.random.Generator:
     # A larger number would be spelt as two words, and could be read as another stream's name.
     if max(name) >= 2**32:
@@ -70,12 +75,18 @@ def draw_instance(
     *,
     M: int,
     signal: Signal = "planted",
+    sensing: str = "gaussian",
     precision: Literal["float32", "float64"] = "float32",
 ) -> Instance:
-    """Draw a dense Gaussian problem from the streams of (root_seed, N, seed).
+    """Draw sensing, signal and labels from the streams of (root_seed, N, seed).
 
-    The matrix is drawn in single precision whatever `precision`: both precisions see the same
-    problem, up to the rounding of one multiplication by 1/sqrt(N).
+    Parameters
+    ----------
+    root_seed, N, seed, M : int
+    signal : {"planted", "null"}
+    sensing : str
+        A name in `kernels.sensing.SENSINGS`.
+    precision : {"float32", "float64"}
 
     Raises
     ------
@@ -85,16 +96,14 @@ def draw_instance(
     if N < 2 or M < 1:
         raise ValueError(f"an instance needs N >= 2 and M >= 1; got N = {N}, M = {M}")
     dtype = np.dtype(precision)
-    X = _stream(root_seed, N, seed, _SENSING).standard_normal((M, N), dtype=np.float32)
-    X = X.astype(dtype, copy=False)
-    X *= dtype.type(1 / np.sqrt(N))
+    X = SENSINGS[sensing](_stream(root_seed, N, seed, _SENSING), M, N, dtype)
     w_star = _on_sphere(_stream(root_seed, N, seed, _SIGNAL).standard_normal(N), dtype)
     if signal == "planted":
-        y = np.abs(X @ w_star)
+        y = np.abs(X.forward(w_star))
     else:
         labels = _stream(root_seed, N, seed, _NULL_LABELS).standard_normal(M, dtype=np.float32)
         y = np.abs(labels).astype(dtype)
-    return Instance(DenseSensing(X), w_star, y)
+    return Instance(X, w_star, y)
 
 
 def uniform_starts(
@@ -121,3 +130,7 @@ def uniform_starts(
         for s in start
     ]
     return np.ascontiguousarray(np.stack(columns, axis=1))
+
+
+STARTS: dict[str, Callable[..., Array]] = {"uniform": uniform_starts}
+"""How starts are drawn, by the name in a sweep file; they are called as `uniform_starts`."""

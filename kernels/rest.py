@@ -13,7 +13,7 @@ import numpy as np
 
 from kernels.hessian import lowest_eigenpairs
 from kernels.instance import Instance
-from kernels.loss import Array, ell_prime, multiplier
+from kernels.loss import Array, Loss, multiplier
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Rest:
         return self.speed / self.lambda_min if self.lambda_min > 0 else np.inf
 
 
-def rest(instance: Instance, w: Array, *, a: float) -> Rest:
+def rest(instance: Instance, w: Array, *, loss: Loss) -> Rest:
     """Look whether w is at rest.
 
     Parameters
@@ -45,8 +45,7 @@ def rest(instance: Instance, w: Array, *, a: float) -> Rest:
     instance : Instance
     w : (N,)
         Point of the sphere of radius sqrt(N).
-    a : float
-        Regularisation of the loss, > 0.
+    loss : Loss
 
     Returns
     -------
@@ -55,10 +54,10 @@ def rest(instance: Instance, w: Array, *, a: float) -> Rest:
         a point that is not finite, is NaN, and so is not at rest.
     """
     y_hat = instance.sensing.forward(w[:, None])
-    slope = ell_prime(y_hat, instance.y[:, None], a) * (instance.N / instance.M)
+    slope = loss.prime(y_hat, instance.y[:, None]) * (instance.N / instance.M)
     gradient = instance.sensing.adjoint(slope.astype(instance.sensing.dtype))[:, 0]
-    tangent = gradient.astype(np.float64) - multiplier(y_hat, instance.y, a) * w
+    tangent = gradient.astype(np.float64) - multiplier(y_hat, instance.y, loss) * w
     speed = float(np.sqrt(np.mean(np.square(tangent))))
     if not np.isfinite(speed):
         return Rest(np.nan, np.nan)
-    return Rest(float(lowest_eigenpairs(instance, w, a=a, modes=1).values[0]), speed)
+    return Rest(float(lowest_eigenpairs(instance, w, loss=loss, modes=1).values[0]), speed)

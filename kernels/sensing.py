@@ -40,7 +40,7 @@ class Sensing(Protocol):
         """Precision of the products."""
 
     def forward(self, W: Array) -> Array:
-        """``X W``, (M, R), for ``W`` of shape (N, R)."""
+        """``X W``, (M, R), for ``W`` of shape (N, R); (M,) for (N,)."""
 
     def adjoint(self, F: Array) -> Array:
         """``X^T F``, (N, R), for ``F`` of shape (M, R)."""
@@ -73,7 +73,7 @@ class DenseSensing:
         return self.X.dtype
 
     def forward(self, W: Array) -> Array:
-        """``X W``, (M, R)."""
+        """``X W``, (M, R); (M,) for W of shape (N,)."""
         return self.X @ W
 
     def adjoint(self, F: Array) -> Array:
@@ -95,6 +95,28 @@ class DenseSensing:
                 product = np.empty_like(out)
             else:
                 out += product
+
+
+def gaussian_sensing(
+    stream: np.random.Generator, M: int, N: int, dtype: np.dtype[np.floating]
+) -> DenseSensing:
+    """Draw a dense matrix of entries N(0, 1/N), row after row.
+
+    It is drawn in single precision whatever `dtype`: both precisions see the same problem, up to
+    the rounding of one multiplication by 1/sqrt(N).
+    """
+    X = stream.standard_normal((M, N), dtype=np.float32).astype(dtype, copy=False)
+    X *= dtype.type(1 / np.sqrt(N))
+    return DenseSensing(X)
+
+
+SENSINGS: dict[str, Callable[[np.random.Generator, int, int, np.dtype[np.floating]], Sensing]] = {
+    "gaussian": gaussian_sensing
+}
+"""How a sensing (M, N) is drawn from a stream in a precision, by the name in a sweep file.
+
+Entries have mean 0 and variance 1/N, and more rows begin with those that fewer rows have.
+"""
 
 
 def _multiply(A: Array, B: Array, out: Array) -> None:

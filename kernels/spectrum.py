@@ -12,7 +12,7 @@ are written here in ``s = 1/gamma`` and ``q_i = t_i / (s - t_i)``, E[.] the mean
 
 With the labels of a run the measure is the empirical one, so s lies above the largest t that
 occurs and the edge always solves its equation. (In the exact law at large a the density of t
-vanishes at its supremum 4 and s_e can stick there, the hard edge: see analysis.thresholds. At
+vanishes at its supremum and s_e can stick there, the hard edge: see analysis.thresholds. At
 N = 1024, a = 10 the empirical edge is within 0.02 of the lowest bulk eigenvalue, and imposing
 s >= 4 is off by 0.3.)
 """
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.loss import Array, ell_second
+from kernels.loss import Array, Loss
 
 _ITERATIONS = 60
 _TOLERANCE = 1e-10
@@ -46,7 +46,7 @@ class Spectrum:
     outlier_overlap: Array
 
 
-def spectrum(y_hat: Array, y: Array, *, a: float, N: int, mu: Array) -> Spectrum:
+def spectrum(y_hat: Array, y: Array, *, loss: Loss, N: int, mu: Array) -> Spectrum:
     """Large-N edge and outlier of the Riemannian Hessian at the given labels.
 
     Parameters
@@ -55,8 +55,7 @@ def spectrum(y_hat: Array, y: Array, *, a: float, N: int, mu: Array) -> Spectrum
         Pre-activations of R starts.
     y : (M,)
         Labels.
-    a : float
-        Regularisation of the loss.
+    loss : Loss
     N : int
         Dimension; alpha = M/N.
     mu : (R,)
@@ -71,7 +70,7 @@ def spectrum(y_hat: Array, y: Array, *, a: float, N: int, mu: Array) -> Spectrum
     """
     y = y.astype(np.float64)
     y2 = np.square(y)
-    t = -ell_second(y_hat.astype(np.float64), y[:, None], a)
+    t = -loss.second(y_hat.astype(np.float64), y[:, None])
     M, R = t.shape
     inverse_alpha = N / M
 

@@ -12,10 +12,10 @@ from threadpoolctl import threadpool_limits
 
 from kernels.descent import Outcome, descend
 from kernels.hessian import Eigenpairs, lowest_eigenpairs
-from kernels.instance import Instance, draw_instance, uniform_starts
+from kernels.instance import Instance, measurements
 from kernels.loss import Array
 from pipeline.dataset import cell_dtype
-from pipeline.spec import Recipe, measurements
+from pipeline.spec import Recipe
 
 Cells = npt.NDArray[Any]
 """(n,), structured: a record of `pipeline.dataset.cell_dtype` for each of n consecutive seeds."""
@@ -71,21 +71,15 @@ def compute(recipe: Recipe, part: Part) -> Cells:
 
 def _compute_cell(recipe: Recipe, alpha: float, N: int, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
-    settings = recipe.descent
-    instance = draw_instance(
-        recipe.root_seed,
-        N,
-        seed,
-        M=measurements(alpha, N),
-        signal=settings.signal,
-        precision=settings.precision,
-    )
-    starts = uniform_starts(recipe.root_seed, N, seed, recipe.start, precision=settings.precision)
+    problem, settings = recipe.problem, recipe.descent
+    M, precision = measurements(alpha, N), settings.precision
+    instance = problem.instance(recipe.root_seed, N, seed, M=M, precision=precision)
+    starts = problem.starts(recipe.root_seed, N, seed, recipe.start, precision=precision)
     probe = _HessianProbe(recipe, instance)
     run = descend(
         instance,
         starts,
-        a=settings.a,
+        loss=problem.loss,
         learning_rate=settings.learning_rate,
         record=recipe.steps,
         recovered_at=settings.recovered_at,
@@ -106,7 +100,7 @@ class _HessianProbe:
 
     def __init__(self, recipe: Recipe, instance: Instance) -> None:
         self._at = {recipe.steps.index(step) for step in recipe.probe_steps}
-        self._a, self._modes, self._instance = recipe.descent.a, recipe.modes, instance
+        self._loss, self._modes, self._instance = recipe.problem.loss, recipe.modes, instance
         self._previous: Eigenpairs | None = None
         self.values = np.full((len(recipe.steps), self._modes), np.nan)
         self.overlaps = np.full_like(self.values, np.nan)
@@ -115,7 +109,7 @@ class _HessianProbe:
         if k not in self._at:
             return
         v0 = None if self._previous is None else self._previous.vectors[:, 0]
-        pairs = lowest_eigenpairs(self._instance, w, a=self._a, modes=self._modes, v0=v0)
+        pairs = lowest_eigenpairs(self._instance, w, loss=self._loss, modes=self._modes, v0=v0)
         self.values[k] = pairs.values
         self.overlaps[k] = pairs.signal_overlap(self._instance.w_star)
         self._previous = pairs

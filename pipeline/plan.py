@@ -15,12 +15,12 @@ from threadpoolctl import threadpool_limits
 
 from kernels.descent import descend
 from kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
-from kernels.instance import Instance, draw_instance, uniform_starts
+from kernels.instance import Instance, measurements
 from kernels.loss import Array
 from pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
 from pipeline.layout import seeds_per_chunk
 from pipeline.part import Part
-from pipeline.spec import Recipe, Sweep, measurements
+from pipeline.spec import Recipe, Sweep
 from pipeline.store import Block, Store, wider_sweep
 
 SECONDS_PER_PART = 5.0
@@ -190,11 +190,11 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def measured(cls, recipe: Recipe, N: int, R: int) -> _Pieces:
-        M, precision = _ROWS * N, recipe.descent.precision
+        M, precision, problem = _ROWS * N, recipe.descent.precision, recipe.problem
 
         def draw() -> tuple[Instance, Array]:
-            instance = draw_instance(0, N, 0, M=M, precision=precision)
-            return instance, uniform_starts(0, N, 0, range(R), precision=precision)
+            instance = problem.instance(0, N, 0, M=M, precision=precision)
+            return instance, problem.starts(0, N, 0, range(R), precision=precision)
 
         instance, W = draw()
 
@@ -202,13 +202,19 @@ class _Pieces(NamedTuple):
             # A short learning rate: no start ends, and the first and the last step are recorded.
             return _least(
                 lambda: descend(
-                    instance, W, a=1.0, learning_rate=1e-5, record=(0, steps), recovered_at=2.0
+                    instance,
+                    W,
+                    loss=problem.loss,
+                    learning_rate=1e-5,
+                    record=(0, steps),
+                    recovered_at=2.0,
+                    trapped_below=0.0,
                 )
             )
 
         def probe() -> object:
             modes = min(recipe.modes, N - 1)
-            return lowest_eigenpairs(instance, W[:, 0], a=1.0, modes=modes)
+            return lowest_eigenpairs(instance, W[:, 0], loss=problem.loss, modes=modes)
 
         steps = max(5, min(256, 4096 // N))
         few, many = descent(1), descent(steps)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import sys
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -17,12 +18,14 @@ import scipy
 from threadpoolctl import threadpool_info
 
 from pipeline.part import Part, compute
-from pipeline.spec import Recipe
+from pipeline.spec import Recipe, as_problem_table
 
 # What decides about numbers: also which they are, of which type, M = round(alpha N), and the steps.
 _COMPUTE = ("kernels", "pipeline.part", "pipeline.dataset", "pipeline.spec")
 _TRANSPORT = ("distributed", "dask", "cloudpickle")  # driver and worker have to understand another
-_PROBLEM = Part(alpha=4.0, N=32, first_seed=0, last_seed=0)
+#: What there was before a sweep could name it.
+_BEFORE = {"loss": "intensity", "sensing": "gaussian", "start": "uniform"}
+_CELL = Part(alpha=4.0, N=32, first_seed=0, last_seed=0)
 _STEPS = (0, 1, 3)
 _STARTS = (0, 1)
 _SHOWN = ("overlap", "energy", "mu", "bulk_edge")
@@ -62,7 +65,9 @@ def environment() -> dict[str, str]:
 
 def recipe_digest(recipe: Recipe) -> str:
     """Tell recipes apart: 16 hex digits of all that is in one."""
-    descent = recipe.descent.model_dump()
+    # What there was before [problem] is not in it: parts and stores of before keep their digest.
+    problem = as_problem_table(recipe.problem).items() - _BEFORE.items()
+    descent = recipe.descent.model_dump() | dict(problem)
     steps = (recipe.steps, recipe.probe_steps, recipe.modes)
     text = json.dumps([recipe.root_seed, recipe.start, descent, *steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -108,8 +113,8 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
         ``overlap``, ``energy``, ``mu`` and ``bulk_edge``, each (start, step) as nested lists: JSON.
         Takes milliseconds.
     """
-    small = Recipe(recipe.root_seed, _STARTS, recipe.descent, _STEPS, (), 0)
-    (cell,) = compute(small, _PROBLEM)
+    small = replace(recipe, start=_STARTS, steps=_STEPS, probe_steps=(), modes=0)
+    (cell,) = compute(small, _CELL)
     # A start that ended before is NaN, which JSON does not have.
     return {name: np.nan_to_num(cell[name].astype(float), nan=-99.0).tolist() for name in _SHOWN}
 

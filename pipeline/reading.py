@@ -11,9 +11,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from kernels.descent import Outcome
+from kernels.instance import measurements
 from pipeline import layout
 from pipeline.dataset import AXES, DONE
-from pipeline.spec import Sweep, measurements
+from pipeline.spec import Sweep
 from pipeline.store import Store, StoreError
 
 

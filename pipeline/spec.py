@@ -7,11 +7,11 @@ import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -24,11 +24,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
+
+from kernels.instance import measurements
+from kernels.loss import Loss
+from kernels.problem import LOSSES, SENSINGS, STARTS, Problem
 
 _MOST = 2**32 - 1  # a word of the name of a random stream, see kernels.instance
 _MAX_VALUES = 1_000_000  # a mistyped step must not fill the memory
@@ -170,8 +177,6 @@ class Descent(_Section):
 
     Attributes
     ----------
-    a : float
-        Regularisation of the loss, > 0.
     learning_rate : float
         Physical time of one step, in (0, t_max].
     t_max : float
@@ -180,19 +185,61 @@ class Descent(_Section):
         abs(overlap) above which a start has recovered the signal, in (0, 1).
     trapped_below : float
         Speed |P grad L| / sqrt(N) below which a start is trapped, >= 0; 0 means never.
-    signal : {"planted", "null"}
-        Labels made by a signal, or labels independent of the sensing matrix.
     precision : {"float32", "float64"}
         Of the descent.
     """
 
-    a: _Positive
     learning_rate: _Positive
     t_max: _Positive
     recovered_at: float = Field(default=0.99, gt=0, lt=1)
     trapped_below: float = Field(default=1e-3, ge=0)
-    signal: Literal["planted", "null"] = "planted"
     precision: Literal["float32", "float64"] = "float32"
+
+
+class _ProblemTable(_Section):
+    """The section [problem]; a loss adds its parameters (`_table_of`)."""
+
+    loss: str = "intensity"
+    signal: Literal["planted", "null"] = "planted"
+    sensing: str = "gaussian"
+    start: str = "uniform"
+
+    @field_validator("loss", "sensing", "start")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        tables: dict[str, Collection[str]]
+        tables = {"loss": LOSSES, "sensing": SENSINGS, "start": STARTS}
+        known = tables[str(info.field_name)]
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}; got {_shown(name)}")
+        return name
+
+
+@cache
+def _table_of(loss: type[Loss]) -> type[_ProblemTable]:
+    parameters: dict[str, Any] = {f.name: (_Positive, ...) for f in fields(loss)}
+    return create_model("_ProblemTable", __base__=_ProblemTable, **parameters)
+
+
+def _read_problem(value: object) -> Problem:
+    if isinstance(value, Problem):
+        return value
+    name = value.get("loss", "intensity") if isinstance(value, Mapping) else None
+    loss = LOSSES.get(name) if isinstance(name, str) else None
+    if loss is None:
+        if isinstance(value, Mapping):  # whose other keys may be parameters of what was meant
+            value = {key: value[key] for key in _ProblemTable.model_fields if key in value}
+        loss = LOSSES[_ProblemTable.model_validate(value).loss]
+    named = _table_of(loss).model_validate(value).model_dump()
+    parameters = {field.name: named.pop(field.name) for field in fields(loss)}
+    return Problem(**named | {"loss": loss(**parameters)})
+
+
+def as_problem_table(problem: Problem) -> dict[str, Any]:
+    """Return the section [problem] of a sweep file, with all its values."""
+    loss = problem.loss
+    names = {key: getattr(problem, key) for key in ("signal", "sensing", "start")}
+    return {"loss": loss.name, **loss.parameters, **names}
 
 
 class Record(_Section):
@@ -233,6 +280,7 @@ class Recipe:
         All random streams descend from it.
     start : tuple of int
         Names of the initial conditions.
+    problem : Problem
     descent : Descent
     steps, probe_steps : tuple of int
         Steps at which the series are recorded, from 0 to the last one, and at which the Hessian is
@@ -243,6 +291,7 @@ class Recipe:
 
     root_seed: int
     start: tuple[int, ...]
+    problem: Problem
     descent: Descent
     steps: tuple[int, ...]
     probe_steps: tuple[int, ...]
@@ -252,11 +301,6 @@ class Recipe:
     def times(self) -> npt.NDArray[np.float64]:
         """Physical times of `steps`, learning_rate * step, shape (len(steps),)."""
         return self.descent.learning_rate * np.array(self.steps, dtype=np.float64)
-
-
-def measurements(alpha: float, N: int) -> int:
-    """Return the number of measurements, M = round(alpha N) (a half goes to even)."""
-    return round(alpha * N)
 
 
 class Sweep(_Table):
@@ -270,6 +314,8 @@ class Sweep(_Table):
         >= 0; all random streams of the sweep descend from it.
     grid, descent, record
         The sections of the file.
+    problem : Problem
+        What its section [problem] names.
     probe : Probe or None
         None: no eigenpairs are computed.
 
@@ -281,6 +327,7 @@ class Sweep(_Table):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     root_seed: int = Field(ge=0)
     grid: Grid
+    problem: Annotated[Problem, PlainValidator(_read_problem), PlainSerializer(as_problem_table)]
     descent: Descent
     record: Record
     probe: Probe | None = None
@@ -301,7 +348,8 @@ class Sweep(_Table):
         Parameters
         ----------
         document : mapping
-            The keys of a sweep file; sections are nested mappings.
+            The keys of a sweep file; sections are nested mappings. `a` and `signal` may stand in
+            [descent], as they did before there was [problem].
         source : str
             How messages name the origin of the document.
 
@@ -312,7 +360,7 @@ class Sweep(_Table):
         """
         known: dict[tuple[str, str], Any] = {}
         try:
-            return cls.model_validate(dict(document), context=known)
+            return cls.model_validate(_with_problem(document, source), context=known)
         except ValidationError as error:
             problems = [*_within(error), *_across(document, known)]
             raise SweepError([_line(source, document, *p) for p in problems]) from None
@@ -337,6 +385,7 @@ class Sweep(_Table):
         return Recipe(
             root_seed=self.root_seed,
             start=self.grid.start,
+            problem=self.problem,
             descent=self.descent,
             steps=tuple(sorted(probe_steps.union(step(t) for t in times))),
             probe_steps=tuple(sorted(probe_steps)),
@@ -346,10 +395,35 @@ class Sweep(_Table):
 
 _SECTIONS: dict[str, type[_Section]] = {
     "grid": Grid,
+    "problem": _ProblemTable,
     "descent": Descent,
     "record": Record,
     "probe": Probe,
 }
+
+
+def _typed_in_descent(document: Mapping[str, Any]) -> set[str]:
+    """Keys of the problem that stand in [descent] alone."""
+    problem, descent = document.get("problem", {}), document.get("descent")
+    typed = descent if isinstance(descent, Mapping) else {}
+    return {key for key in _MOVED if key in typed and key not in problem}
+
+
+_MOVED = ("a", "signal")  # from [descent], where they stood before there was [problem]
+
+
+def _with_problem(document: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return a document whose keys of the problem stand in [problem]."""
+    descent, problem = document.get("descent"), document.get("problem", {})
+    if not isinstance(descent, Mapping) or not isinstance(problem, Mapping):
+        return dict(document)
+    moved = {key: descent[key] for key in _MOVED if key in descent}
+    for key, value in moved.items():
+        if key in problem and problem[key] != value:
+            rule = f"must be that of [problem], {_shown(problem[key])}, or left out"
+            raise SweepError([f"{source}, [descent] {key}: {rule}; got {_shown(value)}."])
+    rest = {key: value for key, value in descent.items() if key not in moved}
+    return {**document, "problem": {**moved, **problem}, "descent": rest}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -636,6 +710,8 @@ def _typed(document: Mapping[str, Any], section: str, key: str) -> Iterator[tupl
 
 def _line(source: str, document: Mapping[str, Any], place: _Place, text: str) -> str:
     head, *rest = place
+    if head == "problem" and rest and rest[0] in _typed_in_descent(document):
+        head = "descent"
     names = [str(p) for p in rest if isinstance(p, str)]
     where = f"[{head}] {'.'.join(names)}".rstrip() if head in _SECTIONS else str(head)
     if isinstance(place[-1], int) and isinstance(document[str(head)][rest[0]], list):
@@ -655,7 +731,10 @@ def _keys(place: _Place) -> list[str]:
         model = _SECTIONS[str(place[0])]
     elif len(place) == 3:
         model = _LogRange if place[1] == "times" else _FloatRange
-    return [field.alias or name for name, field in model.model_fields.items()]
+    keys = [field.alias or name for name, field in model.model_fields.items()]
+    if model is _ProblemTable:
+        keys += sorted({field.name for loss in LOSSES.values() for field in fields(loss)})
+    return keys
 
 
 def _suggestion(place: _Place) -> str:

@@ -13,12 +13,12 @@ from scipy.stats import ortho_group
 
 from kernels.descent import Outcome, Trajectory, descend
 from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array, ell_prime, energy, multiplier
+from kernels.loss import Array, IntensityLoss, energy, multiplier
 from kernels.sensing import DenseSensing
 from kernels.spectrum import spectrum
 
 SERIES = ("overlap", "energy", "mu", "bulk_edge", "outlier", "outlier_overlap")
-A = 1.0
+LOSS = IntensityLoss(1.0)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -45,7 +45,9 @@ def run(
     **settings: Any,
 ) -> Trajectory:
     """Descend with this file's usual settings."""
-    return descend(instance, starts, a=A, learning_rate=learning_rate, record=record, **settings)
+    return descend(
+        instance, starts, loss=LOSS, learning_rate=learning_rate, record=record, **settings
+    )
 
 
 def outcomes(trajectory: Trajectory) -> list[str]:
@@ -55,7 +57,7 @@ def outcomes(trajectory: Trajectory) -> list[str]:
 
 def gradient(instance: Instance, W: Array) -> Array:
     """Return grad L (N, R), (N/M) X^T ell', from the plain formula."""
-    slopes = ell_prime(instance.sensing.forward(W), instance.y[:, None], A)
+    slopes = LOSS.prime(instance.sensing.forward(W), instance.y[:, None])
     return instance.N / instance.M * instance.sensing.adjoint(slopes)
 
 
@@ -131,10 +133,10 @@ def test_what_is_recorded_belongs_to_the_point(precision: Literal["float32", "fl
     for k, w in enumerate(points.astype(float)):
         y_hat = instance.sensing.forward(np.eye(64, dtype=precision)).astype(float) @ w[:, None]
         y, w_star = instance.y.astype(float), instance.w_star.astype(float)
-        mu = multiplier(y_hat, y, A)
-        theory = spectrum(y_hat, y, a=A, N=64, mu=mu)
+        mu = multiplier(y_hat, y, LOSS)
+        theory = spectrum(y_hat, y, loss=LOSS, N=64, mu=mu)
         limits = [getattr(theory, name)[0] for name in ("bulk_edge", "outlier", "outlier_overlap")]
-        expected = [w @ w_star / 64, energy(y_hat, y, A)[0], mu[0], *limits]
+        expected = [w @ w_star / 64, energy(y_hat, y, LOSS)[0], mu[0], *limits]
         recorded = [getattr(trajectory, name)[0, k] for name in SERIES]
         np.testing.assert_allclose(recorded, expected, rtol=rounding, atol=rounding)
 

@@ -9,10 +9,10 @@ import pytest
 from kernels.descent import Outcome, descend
 from kernels.flow import Field, FlowTrajectory, chebyshev, coefficients, flow
 from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array
+from kernels.loss import Array, IntensityLoss
 from kernels.rest import rest
 
-A = 1.0
+LOSS = IntensityLoss(1.0)
 
 
 def problem(
@@ -30,7 +30,7 @@ def problem(
 
 def run(instance: Instance, starts: Array, *times: float, **settings: Any) -> FlowTrajectory:
     """Follow the flow with this file's usual settings."""
-    return flow(instance, starts, a=A, times=(0.0, *times), **settings)
+    return flow(instance, starts, loss=LOSS, times=(0.0, *times), **settings)
 
 
 def end(instance: Instance, w: Array, t: float, **settings: Any) -> Array:
@@ -76,7 +76,7 @@ def test_the_stability_polynomial(s: int) -> None:
 def test_the_scheme_converges_with_order_two(stages: int) -> None:
     """Halving the step takes the error at t = 0.5 to a quarter, without the error control."""
     instance, starts = problem(R=1)
-    field = Field(instance, A)
+    field = Field(instance, LOSS)
 
     def reach(steps: int) -> Array:
         W = starts
@@ -120,7 +120,7 @@ def test_plain_steps_tend_to_the_flow() -> None:
         descend(
             instance,
             starts,
-            a=A,
+            loss=LOSS,
             learning_rate=2 / n,
             record=(0, n),
             probe=lambda k, w, to=points: to.append(w),  # type: ignore[misc]
@@ -219,7 +219,7 @@ def test_undecided_starts_know_their_lowest_eigenvalue() -> None:
     points: list[Array] = []
     trajectory = run(instance, starts, 1.0, probe=lambda k, w: points.append(w))
     assert trajectory.outcome[0] == Outcome.UNDECIDED
-    seen = rest(instance, points[-1], a=A)
+    seen = rest(instance, points[-1], loss=LOSS)
     assert trajectory.final_speed[0] == pytest.approx(seen.speed, rel=1e-9)
     assert trajectory.final_lambda_min[0] == pytest.approx(seen.lambda_min, rel=1e-9)
 

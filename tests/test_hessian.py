@@ -13,11 +13,11 @@ from kernels import hessian
 from kernels.descent import Trajectory, descend
 from kernels.hessian import Eigenpairs, RiemannianHessian, lowest_eigenpairs
 from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array, ell_prime, ell_second, energy, multiplier
+from kernels.loss import Array, IntensityLoss, energy, multiplier
 from kernels.sensing import DenseSensing
 from kernels.spectrum import spectrum
 
-A = 1.0
+LOSS = IntensityLoss(1.0)
 STEPS = 2.0 ** -np.arange(8, 13)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -40,7 +40,7 @@ def matrix(instance: Instance) -> Array:
     return X.astype(float)
 
 
-def reference(instance: Instance, w: Array, *, a: float = A) -> tuple[Array, Array]:
+def reference(instance: Instance, w: Array, loss: IntensityLoss = LOSS) -> tuple[Array, Array]:
     """Return eigenvalues (N - 1,) and eigenvectors of the Hessian in a basis of the tangent space.
 
     From the plain formulas, in float64: no projector, no shift, nothing of the module under test.
@@ -48,20 +48,20 @@ def reference(instance: Instance, w: Array, *, a: float = A) -> tuple[Array, Arr
     X, w = matrix(instance), w.astype(float)
     y_hat, y = X @ w, instance.y.astype(float)
     basis = null_space(w[None, :])
-    plain = instance.N / instance.M * (X.T * ell_second(y_hat, y, a)) @ X
-    mu = multiplier(y_hat[:, None], y, a)[0]
+    plain = instance.N / instance.M * (X.T * loss.second(y_hat, y)) @ X
+    mu = multiplier(y_hat[:, None], y, loss)[0]
     values, vectors = np.linalg.eigh(basis.T @ plain @ basis - mu * np.eye(instance.N - 1))
     return values, basis @ vectors
 
 
-def loss(instance: Instance, w: Array) -> float:
+def total_loss(instance: Instance, w: Array) -> float:
     """Return L(w) = N E(w)."""
-    return float(instance.N * energy(instance.sensing.forward(w[:, None]), instance.y, A)[0])
+    return float(instance.N * energy(instance.sensing.forward(w[:, None]), instance.y, LOSS)[0])
 
 
 def gradient(instance: Instance, w: Array) -> Array:
     """Return grad L (N,) = (N/M) X^T ell'."""
-    slopes = ell_prime(instance.sensing.forward(w[:, None]), instance.y[:, None], A)
+    slopes = LOSS.prime(instance.sensing.forward(w[:, None]), instance.y[:, None])
     return instance.N / instance.M * instance.sensing.adjoint(slopes)[:, 0]
 
 
@@ -78,14 +78,19 @@ def order(errors: list[float]) -> float:
 
 
 def probed(
-    instance: Instance, w: Array, record: list[int], *, a: float = A, learning_rate: float = 0.03
+    instance: Instance,
+    w: Array,
+    record: list[int],
+    *,
+    loss: IntensityLoss = LOSS,
+    learning_rate: float = 0.03,
 ) -> tuple[list[Array], Trajectory]:
     """Return the points of a run at the recorded steps, and its trajectory."""
     points: list[Array] = []
     trajectory = descend(
         instance,
         w[:, None],
-        a=a,
+        loss=loss,
         learning_rate=learning_rate,
         record=record,
         probe=lambda k, w: points.append(w),
@@ -105,11 +110,11 @@ def test_taylor_orders_along_a_geodesic() -> None:
     instance, w = problem()
     v, radius = tangent_to(w), np.sqrt(instance.N)
     slope = radius * gradient(instance, w) @ v
-    curvature = instance.N * v @ (RiemannianHessian(instance, w, a=A) @ v)
-    start = loss(instance, w)
+    curvature = instance.N * v @ (RiemannianHessian(instance, w, loss=LOSS) @ v)
+    start = total_loss(instance, w)
     second, third = [], []
     for h in STEPS:
-        moved = loss(instance, np.cos(h) * w + np.sin(h) * radius * v)
+        moved = total_loss(instance, np.cos(h) * w + np.sin(h) * radius * v)
         second.append(moved - start - h * slope)
         third.append(second[-1] - h**2 / 2 * curvature)
     assert order(second) == pytest.approx(2, abs=0.05)
@@ -119,7 +124,7 @@ def test_taylor_orders_along_a_geodesic() -> None:
 def test_hessian_is_the_derivative_of_the_gradient() -> None:
     """P (grad L(w + h v) - grad L(w - h v)) / 2h - mu v differs from H v by order 2."""
     instance, w = problem()
-    v, operator = tangent_to(w), RiemannianHessian(instance, w, a=A)
+    v, operator = tangent_to(w), RiemannianHessian(instance, w, loss=LOSS)
     errors = []
     for h in STEPS:
         change = (gradient(instance, w + h * v) - gradient(instance, w - h * v)) / (2 * h)
@@ -132,11 +137,11 @@ def test_the_signal_is_a_minimum() -> None:
     """At w_star energy, gradient and mu vanish and every tangent eigenvalue is positive."""
     instance, _ = problem()
     w = instance.w_star
-    assert loss(instance, w) == pytest.approx(0, abs=1e-25)
+    assert total_loss(instance, w) == pytest.approx(0, abs=1e-25)
     np.testing.assert_allclose(gradient(instance, w), 0, atol=1e-13)
-    assert RiemannianHessian(instance, w, a=A).mu == pytest.approx(0, abs=1e-14)
+    assert RiemannianHessian(instance, w, loss=LOSS).mu == pytest.approx(0, abs=1e-14)
     # All ell'' are positive there, 8 y^2 / (1 + y^2).
-    assert lowest_eigenpairs(instance, w, a=A, modes=1).values[0] > 0.1
+    assert lowest_eigenpairs(instance, w, loss=LOSS, modes=1).values[0] > 0.1
 
 
 @settings(deadline=None)
@@ -144,7 +149,7 @@ def test_the_signal_is_a_minimum() -> None:
 def test_the_operator_is_symmetric(seed: int, N: int, M: int) -> None:
     """<u, H v> = <H u, v>; products of several vectors are those of each."""
     instance, w = problem(N, M, seed=seed)
-    operator = RiemannianHessian(instance, w, a=A)
+    operator = RiemannianHessian(instance, w, loss=LOSS)
     u, v = np.random.default_rng(seed).standard_normal((2, N))
     together = operator @ np.stack([u, v], axis=1)
     scale = np.linalg.norm(together)
@@ -158,8 +163,9 @@ def test_the_operator_is_symmetric(seed: int, N: int, M: int) -> None:
 def test_the_mode_along_w_is_never_among_the_lowest(seed: int, N: int, M: int, a: float) -> None:
     """All N - 1 eigenpairs are those of a basis of the tangent space, however few the samples."""
     instance, w = problem(N, M, seed=seed)
-    pairs = lowest_eigenpairs(instance, w, a=a, modes=N - 1)
-    values, _ = reference(instance, w, a=a)
+    loss = IntensityLoss(a)
+    pairs = lowest_eigenpairs(instance, w, loss=loss, modes=N - 1)
+    values, _ = reference(instance, w, loss)
     np.testing.assert_allclose(pairs.values, values, atol=1e-9 * (1 + abs(values).max()))
     assert np.all(abs(w @ pairs.vectors) < 1e-7 * np.sqrt(N))
 
@@ -169,7 +175,7 @@ def test_a_dense_solve_needs_no_bound_on_the_sensing() -> None:
     gaussian, w = problem()
     instance = Instance(DenseSensing(10 * matrix(gaussian)), gaussian.w_star, gaussian.y)
     values, _ = reference(instance, w)
-    pairs = lowest_eigenpairs(instance, w, a=A, modes=63)
+    pairs = lowest_eigenpairs(instance, w, loss=LOSS, modes=63)
     np.testing.assert_allclose(pairs.values, values, atol=1e-9 * abs(values).max())
 
 
@@ -179,7 +185,7 @@ def test_the_operator_keeps_w_above_its_spectrum(N: int, M: int, at: str) -> Non
     """H w = c w, with c above every other eigenvalue: ARPACK finds it as the highest, never low."""
     instance, w = problem(N, M)
     w = instance.w_star if at == "signal" else w
-    operator = RiemannianHessian(instance, w, a=A)
+    operator = RiemannianHessian(instance, w, loss=LOSS)
     c = w @ (operator @ w) / N
     np.testing.assert_allclose(operator @ w, c * w, rtol=1e-9, atol=1e-9 * c)
     assert c > reference(instance, w)[0][-1]
@@ -192,9 +198,9 @@ def test_symmetries(seed: int) -> None:
     instance, w = problem(12, 40, seed=seed)
     Q = ortho_group.rvs(12, random_state=seed)
     rotated = Instance(DenseSensing(matrix(instance) @ Q.T), Q @ instance.w_star, instance.y)
-    expected = lowest_eigenpairs(instance, w, a=A, modes=3)
+    expected = lowest_eigenpairs(instance, w, loss=LOSS, modes=3)
     for other, point in ((instance, -w), (rotated, Q @ w)):
-        pairs = lowest_eigenpairs(other, point, a=A, modes=3)
+        pairs = lowest_eigenpairs(other, point, loss=LOSS, modes=3)
         scale = 1 + abs(expected.values).max()
         np.testing.assert_allclose(pairs.values, expected.values, atol=1e-10 * scale)
 
@@ -213,16 +219,17 @@ def test_arpack_against_dense(
     along a sweep; and the same for the module's own dense way.
     """
     instance, w = problem(precision=precision)
-    points, _ = probed(instance, w, [0, 5, 20, 60, 150], a=a, learning_rate=learning_rate)
+    loss = IntensityLoss(a)
+    points, _ = probed(instance, w, [0, 5, 20, 60, 150], loss=loss, learning_rate=learning_rate)
     assert len(points) == 5
     v0 = None
     for point in points:
-        values, vectors = reference(instance, point, a=a)
+        values, vectors = reference(instance, point, loss)
         expected = Eigenpairs(values[:3], vectors[:, :3])
         # Overlaps are defined where eigenvalues are apart.
         assert np.diff(values[:4]).min() > 1e-3
-        arpack = lowest_eigenpairs(instance, point, a=a, modes=3, v0=v0, dense_up_to=0)
-        dense = lowest_eigenpairs(instance, point, a=a, modes=3, dense_up_to=64)
+        arpack = lowest_eigenpairs(instance, point, loss=loss, modes=3, v0=v0, dense_up_to=0)
+        dense = lowest_eigenpairs(instance, point, loss=loss, modes=3, dense_up_to=64)
         for pairs in (arpack, dense):
             tolerance = 1e-5 * abs(values).max()
             np.testing.assert_allclose(pairs.values, expected.values, rtol=0, atol=tolerance)
@@ -242,14 +249,14 @@ def test_arpack_is_reproducible_and_v0_is_only_a_start() -> None:
     """
     instance, w = problem(300, 1200, precision="float32")
     cold, again, lost = (
-        lowest_eigenpairs(instance, w, a=A, modes=2, v0=v0)
+        lowest_eigenpairs(instance, w, loss=LOSS, modes=2, v0=v0)
         for v0 in (None, None, np.full(300, np.nan))
     )
     for pairs in (again, lost):
         assert np.array_equal(pairs.values, cold.values)
         assert np.array_equal(pairs.vectors, cold.vectors)
     for v0 in (cold.vectors[:, 0], cold.vectors[:, 1], w, np.ones(300)):
-        warm = lowest_eigenpairs(instance, w, a=A, modes=2, v0=v0.astype(float))
+        warm = lowest_eigenpairs(instance, w, loss=LOSS, modes=2, v0=v0.astype(float))
         np.testing.assert_allclose(warm.values, cold.values, rtol=1e-6)
 
 
@@ -257,7 +264,7 @@ def test_the_start_of_arpack_does_not_know_the_signal() -> None:
     """Pairs that ARPACK finds are the same to the bit for another w_star with the same labels."""
     instance, w = problem(300, 1200)
     elsewhere = Instance(instance.sensing, np.roll(instance.w_star, 1), instance.y)
-    one, two = (lowest_eigenpairs(i, w, a=A, modes=2) for i in (instance, elsewhere))
+    one, two = (lowest_eigenpairs(i, w, loss=LOSS, modes=2) for i in (instance, elsewhere))
     assert np.array_equal(one.values, two.values)
     assert np.array_equal(one.vectors, two.vectors)
 
@@ -268,12 +275,12 @@ def test_pairs_that_did_not_converge_are_nan(monkeypatch: pytest.MonkeyPatch) ->
     From none of six to all of them, as restarts are added; each has the value it has in the end.
     """
     instance, w = problem(300, 1200)
-    complete = lowest_eigenpairs(instance, w, a=A, modes=6)
+    complete = lowest_eigenpairs(instance, w, loss=LOSS, modes=6)
     assert np.all(np.isfinite(complete.values))
     kept = []
     for restarts in range(1, 20):
         monkeypatch.setattr(hessian, "_RESTARTS", restarts)
-        pairs = lowest_eigenpairs(instance, w, a=A, modes=6)
+        pairs = lowest_eigenpairs(instance, w, loss=LOSS, modes=6)
         found = int(np.isfinite(pairs.values).sum())
         expected = np.where(np.arange(6) < found, complete.values, np.nan)
         np.testing.assert_allclose(pairs.values, expected, rtol=1e-5)
@@ -290,7 +297,7 @@ def test_pairs_that_did_not_converge_are_nan(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_point_that_is_not_finite_has_no_eigenpairs(dense_up_to: int) -> None:
     """Where a run has left all numbers, everything is NaN and nothing is raised."""
     instance, w = problem(precision="float32")
-    pairs = lowest_eigenpairs(instance, w * np.nan, a=A, modes=2, dense_up_to=dense_up_to)
+    pairs = lowest_eigenpairs(instance, w * np.nan, loss=LOSS, modes=2, dense_up_to=dense_up_to)
     assert np.all(np.isnan(pairs.values))
     assert np.all(np.isnan(pairs.vectors))
     assert np.all(np.isnan(pairs.signal_overlap(instance.w_star)))
@@ -301,7 +308,7 @@ def test_an_impossible_number_of_modes_is_refused_in_words(modes: int) -> None:
     """There are N - 1 tangent modes; another number raises, and the message shows it."""
     instance, w = problem()
     with pytest.raises(ValueError, match=f"1 to N - 1 = 63; got modes = {modes}"):
-        lowest_eigenpairs(instance, w, a=A, modes=modes)
+        lowest_eigenpairs(instance, w, loss=LOSS, modes=modes)
 
 
 # The theory of large N
@@ -323,7 +330,7 @@ def test_arpack_against_the_theory_along_a_run() -> None:
     assert np.array_equal(exists, [True, True, True, True, False])
     v0 = None
     for k, point in enumerate(points):
-        pairs = lowest_eigenpairs(instance, point, a=A, modes=2, v0=v0)
+        pairs = lowest_eigenpairs(instance, point, loss=LOSS, modes=2, v0=v0)
         v0 = pairs.vectors[:, 0]
         if exists[k]:
             assert abs(pairs.values[0] - theory.outlier[0, k]) < 0.05
@@ -342,13 +349,14 @@ def test_outlier_and_its_overlap_against_dense(a: float, alpha: int) -> None:
     choices of the seeds), which are at most 0.05. The first eigenvalue of the bulk lies above the
     edge, where the density is still small, by 0.1 at most.
     """
+    loss = IntensityLoss(a)
     N, rows = 800, []
     for seed in range(8):
         instance, w = problem(N, alpha * N, seed=seed, precision="float32")
-        pairs = lowest_eigenpairs(instance, w, a=a, modes=2, dense_up_to=N)
+        pairs = lowest_eigenpairs(instance, w, loss=loss, modes=2, dense_up_to=N)
         y_hat = instance.sensing.forward(w[:, None])
-        mu = multiplier(y_hat, instance.y, a)
-        theory = spectrum(y_hat, instance.y, a=a, N=N, mu=mu)
+        mu = multiplier(y_hat, instance.y, loss)
+        theory = spectrum(y_hat, instance.y, loss=loss, N=N, mu=mu)
         overlap = pairs.signal_overlap(instance.w_star)
         rows.append(
             (

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.problem import Problem
 from pipeline import layout
 from pipeline import plan as plan_module
 from pipeline.layout import seeds_per_chunk
@@ -238,13 +239,10 @@ def test_the_measurement_finds_the_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         passes(instance.M * instance.N * at(instance.N, speed.probe))
 
     monkeypatch.setattr(plan_module.time, "process_time", lambda: clock)
-    for name, planted in (
-        ("draw_instance", drawn),
-        ("uniform_starts", starts),
-        ("descend", descended),
-        ("lowest_eigenpairs", probed),
-    ):
-        monkeypatch.setattr(plan_module, name, planted)
+    monkeypatch.setattr(Problem, "instance", staticmethod(drawn))
+    monkeypatch.setattr(Problem, "starts", staticmethod(starts))
+    monkeypatch.setattr(plan_module, "descend", descended)
+    monkeypatch.setattr(plan_module, "lowest_eigenpairs", probed)
     found = calibrate(recipe).speed
     for field in fields(Speed):
         assert getattr(found, field.name) == pytest.approx(getattr(speed, field.name)), field.name

@@ -13,6 +13,7 @@ from kernels import descent
 from pipeline import provenance
 from pipeline.part import compute
 from pipeline.provenance import code_version, fingerprint, other_numbers
+from pipeline.spec import Sweep, as_document
 from pipeline.store import Store, StoreError, hand_in
 from tests.conftest import bits, fill, parts_of, tiny
 
@@ -37,8 +38,9 @@ def test_rounding_is_not_another_number() -> None:
 def test_a_fingerprint_knows_the_settings(setting: str) -> None:
     """Each setting that changes numbers changes the fingerprint."""
     value: Any = {"a": 1.1, "learning_rate": 0.031, "signal": "null"}[setting]
-    changed = tiny().descent.model_copy(update={setting: value})
-    other = tiny().model_copy(update={"descent": changed})
+    document = as_document(tiny())
+    section = "descent" if setting in document["descent"] else "problem"
+    other = Sweep.from_document(document | {section: document[section] | {setting: value}})
     assert other_numbers(RECIPE, fingerprint(other.recipe)) != []
 
 

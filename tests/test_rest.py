@@ -7,9 +7,11 @@ from kernels.descent import Outcome
 from kernels.flow import flow
 from kernels.hessian import lowest_eigenpairs
 from kernels.instance import Instance, draw_instance
-from kernels.loss import Array
+from kernels.loss import Array, IntensityLoss
 from kernels.rest import rest
 from kernels.sensing import DenseSensing
+
+LOSS = IntensityLoss(1.0)
 
 
 def saddle() -> tuple[Instance, Array]:
@@ -33,10 +35,10 @@ def test_a_slow_saddle_is_not_at_rest() -> None:
     points: list[Array] = []
     times = (0.0, *np.arange(1.0, 20.0))
     run = flow(
-        instance, start, a=1.0, times=times, tolerance=1e-8, probe=lambda k, w: points.append(w)
+        instance, start, loss=LOSS, times=times, tolerance=1e-8, probe=lambda k, w: points.append(w)
     )
     assert run.outcome[0] == Outcome.UNDECIDED
-    seen = min((rest(instance, w, a=1.0) for w in points), key=lambda one: one.speed)
+    seen = min((rest(instance, w, loss=LOSS) for w in points), key=lambda one: one.speed)
     assert seen.speed < 1e-5
     assert seen.lambda_min < -0.1
     assert seen.way == np.inf
@@ -46,10 +48,10 @@ def test_a_slow_saddle_is_not_at_rest() -> None:
 def test_the_way_is_the_distance_along_the_softest_direction(precision: str) -> None:
     """Displaced from the signal along the lowest eigenvector by 1e-3, the way back is 1e-3."""
     instance = draw_instance(0, 64, 0, M=400, precision=precision)  # type: ignore[arg-type]
-    pairs = lowest_eigenpairs(instance, instance.w_star, a=1.0, modes=1)
+    pairs = lowest_eigenpairs(instance, instance.w_star, loss=LOSS, modes=1)
     w = instance.w_star + 1e-3 * np.sqrt(64) * pairs.vectors[:, 0]
     w *= np.sqrt(64) / np.linalg.norm(w)
-    seen = rest(instance, w.astype(precision), a=1.0)
+    seen = rest(instance, w.astype(precision), loss=LOSS)
     assert seen.lambda_min == pytest.approx(pairs.values[0], rel=0.05)
     assert seen.way == pytest.approx(1e-3, rel=0.05)
 
@@ -58,10 +60,10 @@ def test_the_signal_is_at_rest() -> None:
     """At the signal the speed is zero and the curvature positive, by ARPACK as by a dense solve."""
     for N in (64, 300):
         instance = draw_instance(0, N, 0, M=6 * N, precision="float64")
-        seen = rest(instance, instance.w_star, a=1.0)
+        seen = rest(instance, instance.w_star, loss=LOSS)
         assert seen.lambda_min > 0
         assert seen.way < 1e-12
-        assert rest(instance, instance.w_star, a=1.0) == seen
+        assert rest(instance, instance.w_star, loss=LOSS) == seen
 
 
 def test_what_is_not_finite_is_not_at_rest() -> None:
@@ -69,6 +71,6 @@ def test_what_is_not_finite_is_not_at_rest() -> None:
     instance = draw_instance(0, 16, 0, M=64)
     w = instance.w_star.copy()
     w[3] = np.nan
-    seen = rest(instance, w, a=1.0)
+    seen = rest(instance, w, loss=LOSS)
     assert np.isnan(seen.lambda_min)
     assert seen.way == np.inf

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.instance import draw_instance
-from kernels.loss import Array, ell_prime, slope_in_place, slope_scale
-from kernels.sensing import DenseSensing
+from kernels.loss import Array, IntensityLoss
+from kernels.sensing import SENSINGS, DenseSensing, Sensing
 
 # Rows in one block and in many, uneven last blocks, one start and a number that fills no register,
 # products that BLAS packs and such that it does not.
@@ -39,18 +39,19 @@ def test_round_trip_is_adjoint_of_f_of_forward(M: int, N: int, R: int) -> None:
     """
     rng = np.random.default_rng(1)
     sensing, W, y = gaussian(M, N), rng.standard_normal((N, R)), np.abs(rng.standard_normal(M))
-    y2, scale = np.square(y[:, None]), slope_scale(y, 1.0)
+    loss = IntensityLoss(1.0)
+    terms = loss.label_terms(y, 1.0)
     y_hat, room, out = np.full((M, R), np.nan), np.empty((M, R)), np.full((N, R), np.nan)
     before, weighed = W.copy(), np.zeros(M, dtype=int)
 
     def weigh(block: Array, rows: slice) -> Array:
         weighed[rows] += 1
-        return slope_in_place(block, y2[rows], scale[rows], room[: len(block)])
+        return loss.slope_in_place(block, tuple(t[rows] for t in terms), room[: len(block)])
 
     sensing.round_trip(W, weigh, y_hat, out)
     assert np.all(weighed == 1)
     assert np.array_equal(W, before)
-    expected = sensing.adjoint(ell_prime(sensing.forward(W), y[:, None], 1.0))
+    expected = sensing.adjoint(loss.prime(sensing.forward(W), y[:, None]))
     np.testing.assert_allclose(y_hat, sensing.forward(W), rtol=0, atol=1e-13 * abs(y_hat).max())
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13 * abs(expected).max())
 
@@ -121,3 +122,50 @@ def test_entries_have_variance_one_over_n() -> None:
     X = draw_instance(0, N, 0, M=M).sensing.forward(np.eye(N, dtype="f4")).astype(float)
     assert abs(N * np.square(X).sum() - M * N) < 5 * np.sqrt(2 * M * N)
     assert abs(X.sum()) < 5 * np.sqrt(M)
+
+
+# What holds for every sensing that a sweep file can name.
+
+
+def drawn(kind: str, M: int, N: int, seed: int = 0, precision: str = "float64") -> Sensing:
+    """Draw a sensing from a stream of its own."""
+    return SENSINGS[kind](np.random.default_rng(seed), M, N, np.dtype(precision))
+
+
+@pytest.mark.parametrize("kind", SENSINGS)
+def test_every_sensing_is_a_linear_map_with_its_adjoint(kind: str) -> None:
+    """<X w, f> = <w, X^T f>, and the round trip is forward, weights and adjoint."""
+    sensing, rng = drawn(kind, 351, 64), np.random.default_rng(1)
+    W, F = rng.standard_normal((64, 3)), rng.standard_normal((351, 3))
+    left, right = F.T @ sensing.forward(W), sensing.adjoint(F).T @ W
+    np.testing.assert_allclose(left, right, rtol=0, atol=1e-12 * np.abs(left).max())
+    np.testing.assert_allclose(
+        sensing.forward(W[:, 0]), sensing.forward(W)[:, 0], rtol=0, atol=1e-13 * 10
+    )
+
+    y_hat, out = np.empty((351, 3)), np.empty((64, 3))
+    sensing.round_trip(W, lambda block, rows: block * F[rows], y_hat, out)
+    expected = sensing.adjoint(F * sensing.forward(W))
+    np.testing.assert_allclose(y_hat, sensing.forward(W), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", SENSINGS)
+def test_entries_of_every_sensing(kind: str) -> None:
+    """They have mean 0 and variance 1/N to 5 sigma, and more rows begin with the fewer."""
+    M, N = 700, 300
+    X = drawn(kind, M, N).forward(np.eye(N))
+    assert abs(X.sum()) < 5 * np.sqrt(M)
+    assert abs(N * np.square(X).sum() - M * N) < 5 * np.sqrt(2 * M * N)
+    assert np.array_equal(drawn(kind, 100, N).forward(np.eye(N)), X[:100])
+    assert not np.array_equal(drawn(kind, M, N, seed=1).forward(np.eye(N)), X)
+
+
+@pytest.mark.parametrize("kind", SENSINGS)
+def test_both_precisions_see_the_same_sensing(kind: str) -> None:
+    """float32 and float64 differ by roundings only."""
+    single, double = (drawn(kind, 50, 40, precision=p) for p in ("float32", "float64"))
+    assert (single.dtype, double.dtype) == (np.float32, np.float64)
+    assert single.shape == double.shape == (50, 40)
+    w = np.random.default_rng(1).standard_normal((40, 1))
+    np.testing.assert_allclose(single.forward(w.astype("f4")), double.forward(w), atol=1e-5)

@@ -14,6 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from kernels.instance import measurements
+from kernels.loss import IntensityLoss
+from kernels.problem import Problem
 from pipeline.spec import (
     Sweep,
     SweepError,
@@ -21,7 +24,6 @@ from pipeline.spec import (
     differences,
     gains,
     load,
-    measurements,
     preset_names,
     template,
     union,
@@ -102,13 +104,16 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
             "seed": draw(labels(0)),
             "start": draw(labels(0)),
         },
-        "descent": {
+        "problem": {
+            "loss": "intensity",
             "a": draw(st.floats(1e-6, 1e6)),
+            "signal": draw(st.sampled_from(["planted", "null"])),
+        },
+        "descent": {
             "learning_rate": t_max / draw(st.floats(1, 1e4)),
             "t_max": t_max,
             "recovered_at": draw(st.floats(0.01, 0.999)),
             "trapped_below": draw(st.floats(0, 1)),
-            "signal": draw(st.sampled_from(["planted", "null"])),
             "precision": draw(st.sampled_from(["float32", "float64"])),
         },
         "record": {"times": draw(times)},
@@ -202,8 +207,9 @@ def test_log_spaced_times() -> None:
 
 def test_defaults() -> None:
     """Left out of a file: the planted model, float32, recovered at 0.99, trapped below 1e-3."""
-    descent = sweep().descent
-    assert (descent.signal, descent.precision) == ("planted", "float32")
+    descent, problem = sweep().descent, sweep().problem
+    assert problem == Problem(IntensityLoss(1.0), "planted", "gaussian", "uniform")
+    assert descent.precision == "float32"
     assert (descent.recovered_at, descent.trapped_below) == (0.99, 1e-3)
 
 
@@ -227,6 +233,7 @@ def test_built_in_python() -> None:
             name="x",
             root_seed=0,
             grid=good.grid,
+            problem=good.problem,
             descent=good.descent,
             record=good.record.model_copy(update={"times": (1.0, 61.0)}),
         )
@@ -319,7 +326,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
         times = { from = 1, to = 70, count = 4 }
         modes = 2.0
     """
-    allowed = "name, root_seed, grid, descent, record, probe"
+    allowed = "name, root_seed, grid, problem, descent, record, probe"
     assert set(file_lines(tmp_path, text)) == {
         """, name: must consist of letters, digits, '.', '_' and '-'; got "a b".""",
         ", root_seed: must be integer; got true.",
@@ -431,7 +438,7 @@ def test_missing_sections() -> None:
     """An empty file names all that is required."""
     with pytest.raises(SweepError) as caught:
         Sweep.from_document({})
-    where = ["name", "root_seed", "[grid]", "[descent]", "[record]"]
+    where = ["name", "root_seed", "[grid]", "[problem]", "[descent]", "[record]"]
     assert caught.value.problems == [f"sweep, {key}: required, but missing." for key in where]
 
 
@@ -449,10 +456,10 @@ def test_no_differences() -> None:
     ("changes", "expected"),
     [
         ({"root_seed": 4}, "root_seed = 3 in the store, 4 in this sweep"),
-        ({"descent": {"a": 0.5}}, "[descent] a = 1.0 in the store, 0.5 in this sweep"),
+        ({"descent": {"a": 0.5}}, "[problem] a = 1.0 in the store, 0.5 in this sweep"),
         (
             {"descent": {"signal": "null"}},
-            '[descent] signal = "planted" in the store, "null" in this sweep',
+            '[problem] signal = "planted" in the store, "null" in this sweep',
         ),
         (
             {"grid": {"start": [1, 2]}},

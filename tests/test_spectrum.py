@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from kernels.loss import Array, ell_second
+from kernels.loss import Array, IntensityLoss
 from kernels.spectrum import Spectrum, spectrum
 
 FIELDS = ("bulk_edge", "outlier", "outlier_overlap")
@@ -19,7 +19,7 @@ def of_constant_labels(y_hat: float, y: float, a: float, alpha: float) -> Spectr
     """Return the spectrum of a problem whose samples are all alike."""
     M = round(1000 * alpha)
     y_hats, ys = np.full((M, 1), y_hat), np.full(M, y)
-    return spectrum(y_hats, ys, a=a, N=1000, mu=np.zeros(1))
+    return spectrum(y_hats, ys, loss=IntensityLoss(a), N=1000, mu=np.zeros(1))
 
 
 @settings(deadline=None)
@@ -78,7 +78,11 @@ class ExactLaw:
         u = (1 + u) / 2
         z = 10 * u**3
         self.w = 15 * weight * u**2 * np.exp(-(z**2) / 2) * math.sqrt(2 / math.pi)
-        self.t, self.y2, self.alpha = -ell_second(z[None, :], z[:, None], a), z[:, None] ** 2, alpha
+        self.t, self.y2, self.alpha = (
+            -IntensityLoss(a).second(z[None, :], z[:, None]),
+            z[:, None] ** 2,
+            alpha,
+        )
         self.hard = self._edge(0.25) < 0
         self.gamma_edge = 0.25 if self.hard else brentq(self._edge, 1e-6, 0.25, xtol=1e-15)
         self.gamma_outlier = brentq(self._signal, 1e-6, self.gamma_edge, xtol=1e-15)
@@ -112,7 +116,7 @@ def sampled(a: float, alpha: float, M: int, samples: int) -> Array:
     rows = []
     for seed in range(samples):
         y_hat, y = initial_labels(M, 1, seed)
-        theory = spectrum(y_hat, y, a=a, N=round(M / alpha), mu=np.zeros(1))
+        theory = spectrum(y_hat, y, loss=IntensityLoss(a), N=round(M / alpha), mu=np.zeros(1))
         rows.append([getattr(theory, field)[0] for field in FIELDS])
     return np.array(rows)
 
@@ -157,9 +161,11 @@ def test_one_start_does_not_depend_on_another() -> None:
     """
     y_hat, y = initial_labels(400, 4)
     mu = np.arange(4.0)
-    alone = [spectrum(y_hat[:, [r]], y, a=1.0, N=100, mu=mu[[r]]) for r in range(4)]
+    alone = [
+        spectrum(y_hat[:, [r]], y, loss=IntensityLoss(1.0), N=100, mu=mu[[r]]) for r in range(4)
+    ]
     y_hat[:, 2] = np.nan
-    together = spectrum(y_hat, y, a=1.0, N=100, mu=mu)
+    together = spectrum(y_hat, y, loss=IntensityLoss(1.0), N=100, mu=mu)
     for field in FIELDS:
         expected = np.array([getattr(one, field)[0] for one in alone])
         expected[2] = np.nan
@@ -172,11 +178,11 @@ def test_invariances(seed: int, a: float, mu: float) -> None:
     """Signs of y_hat change no bit, the order of samples only roundings, and mu is subtracted."""
     y_hat, y = initial_labels(300, 2, seed)
     zero = np.zeros(2)
-    plain = spectrum(y_hat, y, a=a, N=100, mu=zero)
-    flipped = spectrum(-y_hat, y, a=a, N=100, mu=zero)
+    plain = spectrum(y_hat, y, loss=IntensityLoss(a), N=100, mu=zero)
+    flipped = spectrum(-y_hat, y, loss=IntensityLoss(a), N=100, mu=zero)
     order = np.random.default_rng(seed).permutation(300)
-    permuted = spectrum(y_hat[order], y[order], a=a, N=100, mu=zero)
-    shifted = spectrum(y_hat, y, a=a, N=100, mu=np.full(2, mu))
+    permuted = spectrum(y_hat[order], y[order], loss=IntensityLoss(a), N=100, mu=zero)
+    shifted = spectrum(y_hat, y, loss=IntensityLoss(a), N=100, mu=np.full(2, mu))
     for field in FIELDS:
         value = getattr(plain, field)
         assert np.array_equal(getattr(flipped, field), value, equal_nan=True)
@@ -191,7 +197,7 @@ def test_order_of_the_spectrum(seed: int, a: float, alpha: float) -> None:
     """An outlier lies below the edge, and its overlap in (0, 1); both exist or neither."""
     N = 100
     y_hat, y = initial_labels(round(alpha * N), 3, seed)
-    theory = spectrum(y_hat, y, a=a, N=N, mu=np.zeros(3))
+    theory = spectrum(y_hat, y, loss=IntensityLoss(a), N=N, mu=np.zeros(3))
     assert np.all(np.isfinite(theory.bulk_edge))
     exists = np.isfinite(theory.outlier)
     assert np.array_equal(exists, np.isfinite(theory.outlier_overlap))

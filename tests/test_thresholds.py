@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import erfcx
 
 from analysis.thresholds import alpha_bbp_init
-from kernels.loss import ell_second
+from kernels.loss import IntensityLoss
 
 
 @pytest.mark.parametrize(("a", "expected"), [(0.01, 2.8508), (1.0, 1.1349)])
@@ -41,7 +41,7 @@ def test_soft_edge_against_another_quadrature(a: float) -> None:
     s = (1 + s) / 2
     z = 10 * s**3
     w = 15 * w * s**2 * np.exp(-(z**2) / 2) * math.sqrt(2 / math.pi)
-    t = -ell_second(z[None, :], z[:, None], a)
+    t = -IntensityLoss(a).second(z[None, :], z[:, None])
 
     def mean(f: np.ndarray) -> float:
         return float(w @ f @ w)

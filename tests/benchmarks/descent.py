@@ -43,7 +43,7 @@ from threadpoolctl import threadpool_limits
 
 from kernels.descent import descend
 from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array
+from kernels.loss import Array, IntensityLoss
 from kernels.sensing import DenseSensing, Weigh
 
 ALPHA, A, STARTS, REPEATS = 5, 1.0, 32, 10
@@ -98,7 +98,7 @@ def ours(N: int) -> dict[str, Run]:
         end = descend(
             instance,
             W,
-            a=A,
+            loss=IntensityLoss(A),
             learning_rate=learning_rate,
             record=(0, steps + 1),
             recovered_at=2.0,
@@ -109,7 +109,9 @@ def ours(N: int) -> dict[str, Run]:
     def whole(steps: int, learning_rate: float) -> tuple[Array, float]:
         record = np.unique(np.geomspace(1, steps, RECORDS).astype(int)).tolist()
         began = CLOCK()
-        end = descend(instance, W, a=A, learning_rate=learning_rate, record=(0, *record))
+        end = descend(
+            instance, W, loss=IntensityLoss(A), learning_rate=learning_rate, record=(0, *record)
+        )
         return end.final_overlap, (CLOCK() - began) / steps
 
     return {"ours": run, "whole": whole}

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from kernels.descent import descend
 from kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
 from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array
+from kernels.loss import Array, IntensityLoss
 
 ALPHA, A, MODES, LEARNING_RATE = 4, 1.0, 2, 0.03
 SIZES = (64, 128, 192, 256, 320, 384, 512, 768, 1024)
@@ -32,7 +32,7 @@ def run(N: int) -> tuple[Instance, dict[int, Array]]:
     descend(
         instance,
         uniform_starts(0, N, 0, [0]),
-        a=A,
+        loss=IntensityLoss(A),
         learning_rate=LEARNING_RATE,
         record=STEPS,
         probe=lambda k, w: points.update({STEPS[k]: w}),
@@ -43,7 +43,9 @@ def run(N: int) -> tuple[Instance, dict[int, Array]]:
 def solve(instance: Instance, w: Array, v0: Array | None = None, *, dense: bool = False) -> Array:
     """Return the lowest eigenvector (N,) at w."""
     dense_up_to = instance.N if dense else 0
-    pairs = lowest_eigenpairs(instance, w, a=A, modes=MODES, v0=v0, dense_up_to=dense_up_to)
+    pairs = lowest_eigenpairs(
+        instance, w, loss=IntensityLoss(A), modes=MODES, v0=v0, dense_up_to=dense_up_to
+    )
     assert np.isfinite(pairs.values).all()
     return pairs.vectors[:, 0]
 
