@@ -83,7 +83,7 @@ def recovery_curves(study: Study) -> Figure:
     Parameters
     ----------
     study
-        Of a sweep whose attributes tell the loss's a and t_max.
+        Of a sweep whose attributes tell the loss's a and t_max; P is by `study.time`.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def recovery_curves(study: Study) -> Figure:
     if study.threshold is not None:
         _mark_threshold(axis, study.threshold)
     axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")
-    axis.set_ylabel(rf"$P(\mathrm{{recovery\ by}}\ t = {study.descent['t_max']:g})$")
+    axis.set_ylabel(rf"$P({_recovery(study.time)})$")
     axis.set_ylim(-0.04, 1.04)
     title = f"bars: {100 * probability.attrs['confidence']:g} % intervals"
     ncols = min(len(shown), 4)
@@ -145,7 +145,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     Parameters
     ----------
     study
-        Of a sweep whose attributes tell the loss's a and t_max.
+        Of a sweep whose attributes tell the loss's a and t_max; P is by `study.time`.
 
     Returns
     -------
@@ -200,8 +200,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     axis.set_xlim(grid[0], grid[-1])
     _tick_at(axis, np.concatenate([N, N.max() * np.array([2, 4])]))
     axis.set_xlabel(r"dimension $N$ (log scale)")
-    by = rf"\mathrm{{recovery\ by}}\ t = {study.descent['t_max']:g}"
-    axis.set_ylabel(rf"$\alpha_{{1/2}}$, where $P({by}) = 1/2$")
+    axis.set_ylabel(rf"$\alpha_{{1/2}}$, where $P({_recovery(study.time)}) = 1/2$")
     figure.legend(loc="outside upper center", ncols=2, **_TIGHT)
     return figure
 
@@ -373,6 +372,13 @@ def _sideways(alpha: NDArray[np.floating[Any]], count: int) -> NDArray[np.floati
     step = min(0.012 * np.ptp(alpha), 0.6 * np.diff(np.sort(alpha)).min() / count)
     shifts: NDArray[np.floating[Any]] = step * (np.arange(count) - (count - 1) / 2)
     return shifts
+
+
+def _recovery(time: float) -> str:
+    """Write by when runs have to have recovered, in Matplotlib's mathematics."""
+    if math.isinf(time):
+        return r"\mathrm{recovery\ in\ the\ end}"
+    return rf"\mathrm{{recovery\ by}}\ t = {time:g}"
 
 
 def _threshold_text(threshold: float) -> str:

@@ -3,13 +3,16 @@
 All starts of one (alpha, N, seed) share a sensing matrix, and all alphas of one seed share the rows
 of it. Runs are therefore not independent: the matrix, named by its seed, is the cluster.
 
-A run counts as recovered only if its recorded outcome says so. Trapped, undecided and diverged runs
-count as not recovered within the sweep's t_max. Cells whose status is not done do not count at all.
+Both are functions of time. *By a time t* a run has recovered or it has not, whatever it did later.
+*In the end* a run has recovered, or it is trapped or has diverged and never will; one that was
+still moving when its time ran out is undecided, which is neither: P then lies between its value if
+no undecided run recovers and its value if all do. Cells whose status is not done do not count.
 """
 
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +25,15 @@ from statsmodels.tools.sm_exceptions import ModelWarning
 
 #: With fewer alphas the two parameters of the curve are not tested by anything.
 FEWEST_ALPHAS = 3
+
+#: By when a run has to have recovered: a time, several, or in the end ("end", None or inf).
+By = float | str | None | Sequence[float | str | None]
+
+#: Up to this share of the runs it does not matter how they end.
+NEGLIGIBLE = 0.01
+
+#: With fewer runs that were decided late, the rate at which others will be is not known.
+_FEWEST_LATE = 10
 
 #: Why the null model has no alpha_half.
 NO_SIGNAL = "the labels hold no signal, so there is nothing to recover"
@@ -59,7 +71,7 @@ def _is_flag(variable: xr.DataArray, meaning: str) -> xr.DataArray:
             f"with {meaning!r}; got {variable.attrs}: tables of pandas and CSV lose them, "
             f"ds[{variable.name!r}].attrs = ... of xr.open_zarr(STORE) gives them back."
         ) from None
-    found: xr.DataArray = variable == flag
+    found: xr.DataArray = (variable == flag).drop_attrs()
     return found
 
 
@@ -121,43 +133,127 @@ def has_no_signal(ds: xr.Dataset) -> bool:
     return "sweep" in ds.attrs and descent_of(ds)["signal"] == "null"
 
 
-def recovery_probability(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
+def times_of(ds: xr.Dataset, by: By) -> NDArray[np.floating[Any]]:
+    """Read by when runs have to have recovered.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset, whose attribute ``sweep`` tells t_max where a time is asked for.
+    by
+        Times > 0 and up to t_max, or "end", None or inf for in the end.
+
+    Returns
+    -------
+    numpy.ndarray
+        The times, of shape () or (k,); inf for in the end.
+
+    Raises
+    ------
+    ValueError
+        If a time is not among those that the sweep knows of.
+    """
+
+    def read(one: Any) -> float:
+        if one is None or one == "end":
+            return math.inf
+        try:
+            time = float(one)
+        except (TypeError, ValueError):
+            time = math.nan
+        if time == math.inf:
+            return time
+        t_max = descent_of(ds)["t_max"]
+        if not 0 < time <= t_max:
+            raise ValueError(
+                f'by must be a time above 0 and up to t_max = {t_max:g}, or "end"; got {one!r}: '
+                "what runs did later is not known: raise t_max in the sweep."
+            )
+        return time
+
+    if isinstance(by, str) or np.ndim(by) == 0:  # type: ignore[arg-type]
+        return np.asarray(read(by))
+    return np.array([read(one) for one in by])  # type: ignore[union-attr]
+
+
+def by_text(by: float) -> str:
+    """Write by when runs have to have recovered: "by t = 60" or "in the end"."""
+    return "in the end" if math.isinf(by) else f"by t = {by:g}"
+
+
+def recovery_probability(ds: xr.Dataset, by: By = "end", *, confidence: float = 0.95) -> xr.Dataset:
     """Share of the runs that recovered the signal, with an interval clustered by matrix.
 
     Parameters
     ----------
     ds
-        A sweep's dataset: ``status`` (alpha, N, seed), ``recovered`` (alpha, N, seed, start).
-        Only cells that are done count. Undecided and diverged runs count as not recovered.
+        A sweep's dataset: ``status`` (alpha, N, seed), ``recovered`` (alpha, N, seed, start),
+        for times also ``recovery_time``. Only cells that are done count.
+    by
+        By when a run has to have recovered: a time up to t_max, a sequence of times, or in the
+        end ("end", None, inf), which needs ``outcome`` to know undecided runs from trapped ones.
     confidence
         Probability that the interval holds the true value, between 0 and 1.
 
     Returns
     -------
     xr.Dataset
-        (alpha, N): ``probability``, ``lower``, ``upper``, ``runs``, ``matrices``;
-        (N,): ``design_effect``. All dimensionless; NaN where no cell is done.
+        (alpha, N): ``probability``, ``least``, ``most``, ``lower``, ``upper``, ``runs``,
+        ``matrices``; (N,): ``design_effect``. All dimensionless; NaN where no cell is done.
+        ``by`` is a coordinate, and a dimension if `by` is a sequence.
 
     Raises
     ------
     ValueError
-        If `confidence` does not lie between 0 and 1, or a label is repeated along any dimension.
+        If `confidence` does not lie between 0 and 1, a label is repeated along any dimension, or
+        a time exceeds t_max.
 
     Notes
     -----
+    In the end P lies between ``least``, if no undecided run recovers, and ``most``, if all do;
+    ``probability`` is their middle. By a time all three are one.
+
     Wilson's interval for an effective number of runs: n / design effect, reduced further by
     Student's t for the number of matrices (Korn and Graubard, Survey Methodology 24, 1998). The
     design effect, the variance of P over that of independent runs, is pooled over alpha at each N,
     so that it exists where P is 0 or 1. The effective number lies between that of matrices, which
     is what is left if all starts on a matrix end alike, and that of runs. With one matrix it is 1.
+    ``lower`` is that of ``least``, ``upper`` that of ``most``.
     """
     _check_confidence(confidence)
-    count = _count(ds)
-    runs, matrices = count["runs"].sum("seed"), (count["runs"] > 0).sum("seed")
-    recovered = count["recovered"].sum("seed")
-    probability = recovered / runs.where(runs > 0)
+    count = _count(ds, by)
+    least, low, _, _ = _share(count, 0.0, confidence)
+    most, _, high, _ = _share(count, 1.0, confidence)
+    probability, _, _, design_effect = _share(count, 0.5, confidence)
+    percent = f"{100 * confidence:g} %"
+    return _labelled(
+        {
+            "probability": (probability, "probability of recovery"),
+            "least": (least, "probability of recovery if no undecided run recovers"),
+            "most": (most, "probability of recovery if every undecided run recovers"),
+            "lower": (low, f"lower end of the {percent} interval of the probability"),
+            "upper": (high, f"upper end of the {percent} interval of the probability"),
+            "runs": (count["runs"].sum("seed"), "number of runs counted"),
+            "matrices": (
+                (count["runs"] > 0).sum("seed"),
+                "number of sensing matrices counted",
+            ),
+            "design_effect": (design_effect, "variance of P over that of independent runs"),
+        },
+        ds,
+        confidence=confidence,
+    )
 
-    residual = count["recovered"] - probability * count["runs"]
+
+def _share(
+    count: xr.Dataset, credit: float, confidence: float
+) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray, xr.DataArray]:
+    """P, the ends of its interval, and the design effect; an undecided run recovers by `credit`."""
+    recovered = count["recovered"] + credit * count["undecided"]
+    runs, matrices = count["runs"].sum("seed"), (count["runs"] > 0).sum("seed")
+    probability = recovered.sum("seed") / runs.where(runs > 0)
+
+    residual = recovered - probability * count["runs"]
     correction = matrices / (matrices - 1).where(matrices > 1)
     between = ((residual**2).sum("seed") * correction).sum("alpha")
     independent = (probability * (1 - probability) * runs).where(matrices > 1).sum("alpha")
@@ -174,55 +270,47 @@ def recovery_probability(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Data
         kwargs={"alpha": 1 - confidence, "method": "wilson"},
         output_core_dims=[[], []],
     )
-    percent = f"{100 * confidence:g} %"
-    return _labelled(
-        {
-            "probability": (probability, "probability of recovery within t_max"),
-            "lower": (lower, f"lower end of the {percent} interval of the probability"),
-            "upper": (upper, f"upper end of the {percent} interval of the probability"),
-            "runs": (runs, "number of runs counted"),
-            "matrices": (matrices, "number of sensing matrices counted"),
-            "design_effect": (design_effect, "variance of P over that of independent runs"),
-        },
-        ds,
-        confidence=confidence,
-    )
+    return probability, lower, upper, design_effect
 
 
-def alpha_half(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
+def alpha_half(ds: xr.Dataset, by: By = "end", *, confidence: float = 0.95) -> xr.Dataset:
     """Fit P(recovery) = logistic(intercept + slope log alpha) at each N and solve it for P = 1/2.
 
     Parameters
     ----------
     ds
-        A sweep's dataset: ``status`` (alpha, N, seed), ``recovered`` (alpha, N, seed, start).
-        Only cells that are done count. Undecided and diverged runs count as not recovered.
+        A sweep's dataset, see `recovery_probability`. Only cells that are done count.
+    by
+        By when a run has to have recovered, as for `recovery_probability`.
     confidence
         Probability that the interval holds the true alpha_half, between 0 and 1.
 
     Returns
     -------
     xr.Dataset
-        (N,), all dimensionless:
+        (N,), all dimensionless; ``by`` is a coordinate, and a dimension if `by` is a sequence:
 
         - ``alpha_half``, ``standard_error``: the alpha where P = 1/2, and its error;
+        - ``least``, ``most``: alpha_half if every undecided run recovers, and if none does;
         - ``lower``, ``upper``: ends of its interval;
         - ``intercept``, ``slope``: of the log odds of recovery in log alpha;
         - ``width``: distance in alpha between P = 1/4 and P = 3/4;
         - ``dispersion``: Pearson's chi2 per degree of freedom over cells (alpha, seed); near 1
           if the curve holds and the matrices do not differ;
         - ``misfit``: the same over alphas, matrices taken together; what the eye sees;
-        - ``alphas``, ``matrices``, ``runs``: how many were used;
+        - ``alphas``, ``matrices``, ``runs``, ``undecided``: how many were used;
         - ``none_up_to``, ``all_from``: the largest alpha up to which no run recovered, and the
           smallest from which on every run did. Where P is too steep for a curve to be fitted,
           this is what is known of alpha_half;
-        - ``note``: empty, or why there is no alpha_half (or no error), which is then NaN; and that
-          runs diverged, if any did.
+        - ``note``: empty, or why there is no alpha_half (or no error), which is then NaN; that runs
+          diverged, if any did; and what undecided runs leave open, with the t_max that would settle
+          it, where ``least`` and ``most`` are apart by more than half a standard error.
 
     Raises
     ------
     ValueError
-        If `confidence` does not lie between 0 and 1, or a label is repeated along any dimension.
+        If `confidence` does not lie between 0 and 1, a label is repeated along any dimension, or
+        a time exceeds t_max.
 
     Notes
     -----
@@ -236,18 +324,112 @@ def alpha_half(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
     independent runs if that is wider. Measured over 4,000 sweeps a case, where matrices differ by
     0.1 to 0.4 in log alpha_half: with 4, 5, 6 matrices 95 % intervals hold the truth in 0.95 to
     0.96 of them, where 1.96 standard errors hold it in 0.85 to 0.91, and one in 0.61 to 0.67.
+
+    In the end an undecided run counts as half a recovery, so that alpha_half is the middle of what
+    is possible; the interval reaches from the lower end of that of ``least`` to the upper one of
+    that of ``most``. If one of these is unknown, so is alpha_half.
     """
     _check_confidence(confidence)
-    count = _count(ds)
-    fits = [_fit(count.sel(N=N), confidence) for N in ds["N"].values]
+    count = _count(ds, by)
+    ways = outcomes(ds)["settled_at"] if count["undecided"].any() else None
+
+    def fit(at: xr.Dataset) -> _Fit:
+        if not at["undecided"].any():
+            return _fit(at, confidence)
+        t_max = math.nan if ways is None else float(ways.sel(N=at["N"]))
+        return _bounded(at, confidence, t_max)
+
+    times = np.atleast_1d(count["by"].values)
+    each = [count.sel(by=time) for time in times] if count["by"].ndim else [count]
+    fits = [[fit(at.sel(N=N)) for N in ds["N"].values] for at in each]
     if has_no_signal(ds):
-        fits = [fit._replace(note=NO_SIGNAL) for fit in fits]
+        fits = [[fit._replace(note=NO_SIGNAL) for fit in row] for row in fits]
 
     def column(name: str) -> xr.DataArray:
-        return xr.DataArray([getattr(fit, name) for fit in fits], dims="N", coords={"N": ds["N"]})
+        values = [[getattr(fit, name) for fit in row] for row in fits]
+        table = xr.DataArray(values, dims=("by", "N"), coords={"by": times, "N": ds["N"]})
+        return table.isel(by=0) if count["by"].ndim == 0 else table
 
     columns = {name: (column(name), text) for name, text in _FIT_TEXTS.items()}
     return _labelled(columns, ds, confidence=confidence)
+
+
+def outcomes(ds: xr.Dataset) -> xr.Dataset:
+    """Count how the runs ended, and say which t_max would let nearly all of them end.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset: ``status``, ``recovered``; ``outcome``, without which all that did not
+        recover is trapped; ``end_time``, or ``steps`` of a descent by steps of learning_rate.
+
+    Returns
+    -------
+    xr.Dataset
+        (N,): numbers of ``runs``, ``recovered``, ``trapped``, ``undecided``, ``diverged``, over all
+        alphas; ``settled_at``: the t_max at which 1 % of them would be undecided, NaN
+        where it cannot be said.
+
+    Notes
+    -----
+    ``settled_at`` lets runs go on to be decided at the rate at which they were from t_max / 2 to
+    t_max, if 10 or more were. Shares of 192 to 256 runs at t = 30 and 60 say 430, 680, 1200, 2200
+    for N = 64, 128, 256, 512 at alpha = 2.9; in the end it took about 300, 700, 700, 1200.
+    """
+    check_labels(ds)
+    ended = ds[[name for name in ("status", "recovered", *_ENDS) if name in ds]].compute()
+    counted = ended["recovered"].where(is_done(ended))
+    over = ("alpha", "seed", "start")
+    number = {"runs": counted.notnull().sum(over), "recovered": (counted == 1).sum(over)}
+    for name in ("trapped", "undecided", "diverged"):
+        number[name] = _ended(ended, counted, name).sum(over)
+
+    settled = xr.full_like(number["runs"], math.nan, dtype=float)
+    if number["undecided"].any() and (time := _end_time(ds, ended)) is not None:
+        t_max = descent_of(ds)["t_max"]
+        late = _ended(ended, counted, "undecided") | (counted.notnull() & (time > t_max / 2))
+        early, open_ = (
+            n.where(n > 0) / number["runs"] for n in (late.sum(over), number["undecided"])
+        )
+        rate = np.log(early / open_) / (t_max / 2)
+        enough = (early - open_) * number["runs"] >= _FEWEST_LATE
+        settled = t_max + np.log(open_ / NEGLIGIBLE) / rate.where(enough)
+        settled = settled.where(open_ > NEGLIGIBLE, t_max)
+    return _labelled(
+        {
+            "runs": (number["runs"], "number of runs"),
+            **{name: (number[name], f"number of runs that {_HOW[name]}") for name in _HOW},
+            "settled_at": (settled, "t_max at which 1 % of the runs would be undecided"),
+        },
+        ds,
+    )
+
+
+_ENDS = ("outcome", "end_time", "steps")
+_HOW = {
+    "recovered": "recovered",
+    "trapped": "are trapped",
+    "undecided": "were still moving at t_max",
+    "diverged": "diverged",
+}
+
+
+def _ended(ds: xr.Dataset, counted: xr.DataArray, how: str) -> xr.DataArray:
+    """Tell which of the runs that are counted ended so, (alpha, N, seed, start)."""
+    if "outcome" in ds:
+        return counted.notnull() & _is_flag(ds["outcome"], how)
+    return counted == 0 if how == "trapped" else xr.zeros_like(counted, dtype=bool)
+
+
+def _end_time(ds: xr.Dataset, ended: xr.Dataset) -> xr.DataArray | None:
+    """When each run ended, (alpha, N, seed, start); None if nothing tells it."""
+    if "sweep" not in ds.attrs:
+        return None
+    settings, time = descent_of(ds), ended.get("end_time")
+    if "steps" not in ended or settings.get("method", "gd") != "gd":
+        return time
+    by_steps = ended["steps"] * settings["learning_rate"]
+    return by_steps if time is None else time.fillna(by_steps)
 
 
 def describe_null(ds: xr.Dataset) -> str:
@@ -264,7 +446,7 @@ def describe_null(ds: xr.Dataset) -> str:
         A few lines of text: at each N and the smallest and largest alpha that are done, the mean
         of the final energy, and how often labels like these have an outlier at the start.
     """
-    counted = _count(ds)
+    counted = _count(ds, "end")
     count = counted["runs"].sum("seed")
     lines = [f"{NO_SIGNAL.capitalize()}; the sweep has no alpha_half. It holds:"]
     for N in ds["N"].values:
@@ -310,11 +492,14 @@ def fitted_probability(half: xr.Dataset, alpha: NDArray[np.floating[Any]]) -> xr
     return curve.assign_attrs(long_name="fitted probability of recovery", units="1")
 
 
+_BY_TEXT = {"long_name": "physical time of recovery, at the latest; inf: in the end", "units": "1"}
 _FIT_TEXTS = {
     "alpha_half": "alpha at which half of the runs recover",
     "standard_error": "standard error of alpha_half, clustered by matrix",
     "lower": "lower end of the interval of alpha_half",
     "upper": "upper end of the interval of alpha_half",
+    "least": "alpha_half if every undecided run recovers",
+    "most": "alpha_half if no undecided run recovers",
     "intercept": "log odds of recovery at alpha = 1",
     "slope": "change of the log odds of recovery per unit of log alpha",
     "width": "distance in alpha between P = 1/4 and P = 3/4",
@@ -323,6 +508,7 @@ _FIT_TEXTS = {
     "alphas": "number of alphas used",
     "matrices": "number of sensing matrices used",
     "runs": "number of runs used",
+    "undecided": "number of undecided runs among them",
     "none_up_to": "largest alpha up to which no run recovered",
     "all_from": "smallest alpha from which on every run recovered",
     "note": "why a value is missing",
@@ -336,12 +522,15 @@ class _Fit(NamedTuple):
     alphas: int
     matrices: int
     runs: int
+    undecided: int
     none_up_to: float
     all_from: float
     alpha_half: float = math.nan
     standard_error: float = math.nan
     lower: float = math.nan
     upper: float = math.nan
+    least: float = math.nan
+    most: float = math.nan
     intercept: float = math.nan
     slope: float = math.nan
     width: float = math.nan
@@ -361,24 +550,97 @@ def _check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
 
 
-def _count(ds: xr.Dataset) -> xr.Dataset:
-    """Count ``runs`` in every done cell, (alpha, N, seed), and how many of them ended how."""
+def _count(ds: xr.Dataset, by: By) -> xr.Dataset:
+    """Count ``runs`` in every done cell, (alpha, N, seed), and how many of them ended how.
+
+    ``recovered`` and ``undecided`` are (alpha, N, seed), or (by, alpha, N, seed) for several times.
+    By a time no run is undecided; ``moving`` are those that were when theirs ran out.
+    """
     check_labels(ds)
-    outcome = [name for name in ("outcome",) if name in ds]
+    times = times_of(ds, by)
+    timed = ["recovery_time"] if np.isfinite(times).any() else []
     # A dataset opened from a store is lazy; statsmodels and scipy.stats want numbers.
-    ds = ds[["status", "recovered", *outcome]].compute()
+    names = ["status", "recovered", *timed, *[name for name in ("outcome",) if name in ds]]
+    ds = ds[names].compute()
     counted = ds["recovered"].where(is_done(ds))
-    ended = {
-        name: (counted.notnull() & _is_flag(ds["outcome"], name)) if outcome else counted * 0
-        for name in ("undecided", "diverged")
-    }
-    return xr.Dataset(
-        {
-            "runs": counted.notnull().sum("start"),
-            "recovered": counted.sum("start"),
-            **{name: ends.sum("start") for name, ends in ended.items()},
-        }
+    moving = _ended(ds, counted, "undecided").sum("start")
+
+    def until(time: float) -> xr.Dataset:
+        recovered, undecided = counted == 1, moving
+        if math.isfinite(time):
+            recovered &= ds["recovery_time"] <= _on_grid(ds, time)
+            undecided = 0 * moving
+        return xr.Dataset(
+            {"recovered": recovered.sum("start"), "undecided": undecided}, coords={"by": time}
+        )
+
+    each = [until(float(time)) for time in times.ravel()]
+    return (xr.concat(each, "by") if times.ndim else each[0]).assign(
+        runs=counted.notnull().sum("start"),
+        moving=moving,
+        diverged=_ended(ds, counted, "diverged").sum("start"),
     )
+
+
+def _on_grid(ds: xr.Dataset, time: float) -> float:
+    """Round a time as the sweep rounds its t_max: of plain steps, to the nearest one."""
+    settings = descent_of(ds)
+    if settings.get("method", "gd") != "gd":
+        return time
+    rate = float(settings["learning_rate"])
+    return rate * round(time / rate)
+
+
+def _bounded(count: xr.Dataset, confidence: float, settled_at: float) -> _Fit:
+    """`_fit` where some runs are undecided: between none and all of them recover."""
+    none, half, every = (
+        _fit(count.assign(recovered=count["recovered"] + credit * count["undecided"]), confidence)
+        for credit in (0.0, 0.5, 1.0)
+    )
+    found = np.array([fit.alpha_half for fit in (none, half, every)])
+    least, most = every.alpha_half, none.alpha_half
+    known = not np.isnan(found).any()
+    if known:
+        least, most = float(found.min()), float(found.max())
+        fit = half._replace(
+            lower=min(fit.lower for fit in (none, half, every)),
+            upper=max(fit.upper for fit in (none, half, every)),
+        )
+    else:
+        fit = _Fit("", none.alphas, none.matrices, none.runs, 0, math.nan, math.nan)
+    undecided = int(count["undecided"].sum())
+    fit = fit._replace(
+        undecided=undecided,
+        none_up_to=every.none_up_to,
+        all_from=none.all_from,
+        least=least,
+        most=most,
+    )
+    why = f"{undecided} of {fit.runs} runs were still moving at t_max"
+    remedy = (
+        "raise it" if math.isnan(settled_at) else f"{float(f'{settled_at:.2g}'):g} would settle it"
+    )
+    if known and most - least > np.nan_to_num(fit.standard_error) / 2:
+        what = f"alpha_half is between {least:.3g} and {most:.3g}"
+    elif known:
+        return fit
+    elif not math.isnan(most):
+        what = f"alpha_half is at most {most:.3g}"
+    elif not math.isnan(least):
+        what = f"alpha_half is at least {least:.3g}"
+    else:
+        reason = none.note if why in none.note else f"{none.note}; {why}: {remedy}"
+        return fit._replace(note=reason)
+    notes = (f"{what}, as {why}: {remedy}", fit.note or _fate(count))
+    return fit._replace(note="; ".join(filter(None, notes)))
+
+
+def _fate(count: xr.Dataset) -> str:
+    """Tell of runs that diverged, if any did."""
+    diverged, runs = int(count["diverged"].sum()), int(count["runs"].sum())
+    if not diverged:
+        return ""
+    return f"{diverged} of {runs} runs diverged, which counts as not recovered: lower learning_rate"
 
 
 @np.errstate(all="ignore")  # where alphas are all but equal odds overflow: no number then
@@ -393,23 +655,22 @@ def _fit(count: xr.Dataset, confidence: float) -> _Fit:
         "alphas": np.unique(alpha).size,
         "matrices": np.unique(seed).size,
         "runs": int(runs.sum()),
+        "undecided": 0,
         "none_up_to": max(alpha[alpha < some.min(initial=math.inf)], default=math.nan),
         "all_from": min(alpha[alpha > some_not.max(initial=-math.inf)], default=math.nan),
     }
-    undecided, diverged = int(cells["undecided"].sum()), int(cells["diverged"].sum())
+    moving, diverged = int(cells["moving"].sum()), int(cells["diverged"].sum())
+    fate = _fate(count)
 
     def without(reason: _Reason) -> _Fit:
         todo = reason.todo
-        if todo == _LARGER and 2 * undecided > size["runs"]:
-            todo = f"{undecided} of {size['runs']} runs were still moving at t_max: raise it"
+        if todo == _LARGER and 2 * moving > size["runs"]:
+            todo = f"{moving} of {size['runs']} runs were still moving at t_max: raise it"
         if 2 * diverged > size["runs"]:
             todo = ""
-        return _Fit(": ".join(filter(None, (reason.what, todo))) + fate, **size)
+        why = ": ".join(filter(None, (reason.what, todo)))
+        return _Fit("; ".join(filter(None, (why, fate))), **size)
 
-    fate = ""
-    if diverged:
-        fate = f"; {diverged} of {size['runs']} runs diverged, which counts as not recovered: "
-        fate += "lower learning_rate"
     reason = _why_no_curve(alpha, recovered, runs)
     if reason:
         return without(reason)
@@ -431,12 +692,13 @@ def _fit(count: xr.Dataset, confidence: float) -> _Fit:
     # d alpha_half / d (level, rise)
     gradient = at * scale / rise * np.array([-1.0, level / rise])
     errors = np.sqrt([gradient @ each.cov_params() @ gradient for each in (fit, *clustered)])
-    note, error, reach = fate.removeprefix("; "), float(errors.max()), math.nan
+    note, error, reach = fate, float(errors.max()), math.nan
     if clustered:
         tail = (1 + confidence) / 2
         reach = np.max(errors * [stats.norm.ppf(tail), stats.t.ppf(tail, size["matrices"] - 1)])
     else:
-        note, error = "a single matrix tells no error: add seeds" + fate, math.nan
+        notes = ("a single matrix tells no error: add seeds", fate)
+        note, error = "; ".join(filter(None, notes)), math.nan
 
     with np.errstate(over="ignore"):
         width = float(2 * at * np.sinh(math.log(3) * scale / rise))
@@ -447,6 +709,8 @@ def _fit(count: xr.Dataset, confidence: float) -> _Fit:
         standard_error=error,
         lower=float(np.maximum(at - reach, 0)),
         upper=float(at + reach),
+        least=at,
+        most=at,
         intercept=level - rise * centre / scale,
         slope=rise / scale,
         width=width,
@@ -585,5 +849,5 @@ def _labelled(
         attrs=attrs,
     )
     for name in labelled.coords:
-        labelled[name].attrs = dict(ds[name].attrs)
+        labelled[name].attrs = dict(ds[name].attrs) if name in ds.coords else _BY_TEXT
     return labelled

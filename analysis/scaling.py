@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.optimize import approx_fprime
 from uncertainties import ufloat
 
-from analysis.recovery import check_labels
+from analysis.recovery import by_text, check_labels
 
 Array = NDArray[np.floating[Any]]
 
@@ -83,7 +83,8 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
     alpha_half
         What `analysis.recovery.alpha_half` returned: ``alpha_half`` and ``standard_error`` (N,).
         An N without both, or with an error of 0, is left out. So is one of fewer than 4
-        ``matrices``, where these are told; without them errors are taken as exact.
+        ``matrices``, where these are told; without them errors are taken as exact. Half the
+        distance from ``least`` to ``most``, which undecided runs leave open, adds to the error.
 
     Returns
     -------
@@ -121,13 +122,19 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
     check_labels(alpha_half)
     known = alpha_half["alpha_half"].notnull() & (alpha_half["standard_error"] > 0)
     points = alpha_half.isel(N=known.values)
+    if "least" in points:
+        open_ = (points["most"] - points["least"]) / 2
+        points = points.assign(standard_error=np.hypot(points["standard_error"], open_))
     if "matrices" in points:
         points = points.isel(N=(points["matrices"] >= FEWEST_MATRICES).values)
         enlarged = np.sqrt((points["matrices"] - 1) / (points["matrices"] - 3))
         points = points.assign(standard_error=points["standard_error"] * enlarged)
     parameters = list(dict.fromkeys(name for law in LAWS.values() for name in law.guess))
     fits = [_fit(law, points, parameters) for law in LAWS.values()]
-    return xr.concat(fits, dim="law").assign_coords(
+    laws = xr.concat(fits, dim="law").assign_attrs(
+        by=by_text(float(points["by"])) if "by" in points.coords else ""
+    )
+    return laws.assign_coords(
         law=("law", list(LAWS), {"long_name": "law of alpha_half(N)", "units": "1"}),
         parameter=("parameter", parameters, {"long_name": "parameter of a law", "units": "1"}),
         other=("other", parameters, {"long_name": "parameter of a law", "units": "1"}),
@@ -203,8 +210,9 @@ def describe(laws: xr.Dataset) -> str:
     if not fitted:
         notes = dict.fromkeys(laws["note"].values)
         return f"No law of alpha_half(N) was fitted: {'; '.join(notes)}."
+    what = " ".join(filter(None, ("alpha_half", laws.attrs["by"])))
     lines = [
-        f"alpha_half at {N.size} values of N from {N.min():.0f} to {N.max():.0f}: "
+        f"{what} at {N.size} values of N from {N.min():.0f} to {N.max():.0f}: "
         f"log N from {math.log(N.min()):.2f} to {math.log(N.max()):.2f}, "
         f"a factor of {math.log(N.max()) / math.log(N.min()):.2f}."
     ]
@@ -216,6 +224,44 @@ def describe(laws: xr.Dataset) -> str:
     lines += [_describe_growth(laws)] if "linear" in fitted else []
     lines += [_describe_choice(laws.sel(law=fitted))]
     return "\n".join(lines)
+
+
+def describe_slopes(halves: xr.Dataset) -> str:
+    """Say how fast alpha_half grows with log N by several times and in the end.
+
+    Parameters
+    ----------
+    halves
+        What `analysis.recovery.alpha_half` returned for several times, (by, N).
+
+    Returns
+    -------
+    str
+        A line or two: B of the law "linear" with its standard error, by each time.
+    """
+    slopes = {}
+    for time in halves["by"].values:
+        laws = fit_log_laws(halves.sel(by=time))
+        at = laws.sel(law="linear", parameter="B")
+        if not at["note"].item():
+            slopes[float(time)] = ufloat(at["value"].item(), at["error"].item())
+    said = ", ".join(f"{B:.2ufP} {by_text(time)}" for time, B in slopes.items())
+    if not said:
+        return "The slope of alpha_half in log N is not known by any time."
+    text = f"Slope of alpha_half in log N (B of {LAWS['linear'].formula}): {said}."
+    end = slopes.get(math.inf)
+    if end is None or len(slopes) < 2:
+        return f"{text} In the end it is not known." if end is None else text
+    last = max(time for time in slopes if math.isfinite(time))
+    # Both are of the same runs, so the error of their difference is rather smaller than this.
+    excess = slopes[last] - end
+    if abs(excess.n) < 2 * excess.s:
+        return f"{text} By t = {last:g} and in the end it agrees within the errors."
+    more = "larger" if excess.n > 0 else "smaller"
+    return (
+        f"{text} By t = {last:g} it is {abs(excess):.2ufP} {more} than in the end, "
+        "as the time to recover changes with N."
+    )
 
 
 def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:

@@ -1,5 +1,6 @@
 """A sweep's dataset with all that follows from it, each result computed once, when it is needed."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import xarray as xr
 
 from analysis import recovery, scaling
-from analysis.thresholds import threshold_of
+from analysis.thresholds import stable_learning_rate, threshold_of
+
+#: The first of the times, each twice the one before, at which P and alpha_half are looked at.
+FIRST_TIME = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,23 +22,62 @@ class Study:
     ----------
     ds : xr.Dataset
         A sweep's dataset, as `xr.open_zarr` gives it.
+    by : float or "end", optional
+        By when runs have to have recovered, see `analysis.recovery.recovery_probability`. None:
+        in the end, if at every N at most 1 % of the runs are undecided, otherwise by t_max.
     """
 
     ds: xr.Dataset
+    by: float | str | None = None
+
+    @cached_property
+    def outcomes(self) -> xr.Dataset:
+        """How many runs ended how, (N,), see `analysis.recovery.outcomes`."""
+        return recovery.outcomes(self.ds)
+
+    @cached_property
+    def time(self) -> float:
+        """By when runs have to have recovered; inf for in the end."""
+        if self.by is not None:
+            return float(recovery.times_of(self.ds, self.by))
+        undecided = self.outcomes["undecided"] > recovery.NEGLIGIBLE * self.outcomes["runs"]
+        return self.descent["t_max"] if undecided.any() else math.inf
+
+    @cached_property
+    def times(self) -> list[float]:
+        """Of `halves`, ascending: 30, 60, 120, ... while runs recover later, t_max, inf.
+
+        Without t_max if no run is undecided: it is then nobody's time.
+        """
+        found = {self.time, math.inf}
+        if self.outcomes["undecided"].any():
+            found.add(self.descent["t_max"])
+        later = self.ds["recovery_time"].where(recovery.is_done(self.ds)).values
+        after, time = later[later > 0], FIRST_TIME
+        while (after > time).sum() > recovery.NEGLIGIBLE * after.size:
+            if time < self.descent["t_max"]:
+                found.add(time)
+            time *= 2
+        return sorted(found)
 
     @cached_property
     def probability(self) -> xr.Dataset:
-        """P(recovery), (alpha, N), see `analysis.recovery.recovery_probability`."""
-        return recovery.recovery_probability(self.ds)
+        """P(recovery) by `time`, (alpha, N), see `analysis.recovery.recovery_probability`."""
+        return recovery.recovery_probability(self.ds, self.time)
+
+    @cached_property
+    def halves(self) -> xr.Dataset:
+        """alpha_half by each of `times`, (by, N), see `analysis.recovery.alpha_half`."""
+        return recovery.alpha_half(self.ds, self.times)
 
     @cached_property
     def half(self) -> xr.Dataset:
-        """alpha_half, (N,), see `analysis.recovery.alpha_half`."""
-        return recovery.alpha_half(self.ds)
+        """alpha_half by `time`, (N,)."""
+        return self.halves.sel(by=self.time)
 
     @cached_property
     def laws(self) -> xr.Dataset:
-        """The laws of alpha_half(N), see `analysis.scaling.fit_log_laws`."""
+        """The laws of alpha_half(N) by `time`, see `analysis.scaling.fit_log_laws`."""
         return scaling.fit_log_laws(self.half)
 
     @cached_property
@@ -52,11 +95,43 @@ class Study:
         """alpha_BBP of the random start; None where it is not known (`threshold_of`)."""
         return threshold_of(self.descent)
 
+    @cached_property
+    def unstable(self) -> str:
+        """A sentence on runs that diverged, if they are more than 1 %, with what to do; or ""."""
+        diverged, runs = (int(self.outcomes[name].sum()) for name in ("diverged", "runs"))
+        if not diverged > recovery.NEGLIGIBLE * runs:
+            return ""
+        said = f"{diverged:,} of {runs:,} runs diverged ({diverged / runs:.0%})"
+        rate = self.descent.get("learning_rate")
+        if rate is None or self.descent.get("method", "gd") != "gd":
+            return f"{said}: they say nothing of the threshold."
+        N = int(self.ds["N"][(self.outcomes["diverged"] > 0).values].max())
+        alpha = float(self.ds["alpha"].min())
+        stable = stable_learning_rate(self.descent, N=N, alpha=alpha)
+        advice = "lower it" if stable is None else f"{_rounded_down(stable):g} would do"
+        where = f"2 / (largest eigenvalue of the Hessian at the start, N = {N}, alpha = {alpha:g})"
+        advice += "" if stable is None else f", from {where}"
+        return f"{said}, as learning_rate = {rate:g} is too large: {advice}."
+
+    @cached_property
+    def is_void(self) -> bool:
+        """Whether so many runs diverged, more than half, that nothing useful can be said."""
+        return bool(2 * self.outcomes["diverged"].sum() > self.outcomes["runs"].sum())
+
     def describe(self) -> str:
         """Say in a few lines what the sweep tells of alpha_half(N), or holds without a signal."""
         if not self.has_signal:
             return recovery.describe_null(self.ds)
-        laws = scaling.describe(self.laws)
-        if self.threshold is None:
-            return laws
-        return f"outlier at the random start from alpha_BBP_init = {self.threshold:.4f}\n{laws}"
+        lines = [scaling.describe(self.laws)]
+        if self.threshold is not None:
+            text = f"outlier at the random start from alpha_BBP_init = {self.threshold:.4f}"
+            lines.insert(0, text)
+        if len(self.times) > 1:
+            lines.append(scaling.describe_slopes(self.halves))
+        return "\n".join(lines)
+
+
+def _rounded_down(number: float) -> float:
+    """The first digit of a number > 0."""
+    digit = 10.0 ** math.floor(math.log10(number))
+    return math.floor(number / digit) * digit

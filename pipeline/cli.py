@@ -875,7 +875,7 @@ def _conclude(store: Store) -> None:
     """
     study = _study(store)
     problems = []
-    for show in (_show_half, _show_description):
+    for show in (_show_outcomes, _show_half, _show_description):
         try:
             show(study)
         except Exception as error:  # of an analysis; what was computed is in the store
@@ -883,6 +883,8 @@ def _conclude(store: Store) -> None:
     problems = [f"not all of the analysis could be made: {why}." for why in dict.fromkeys(problems)]
     if not problems and study.laws["raised"].any():
         problems.append("not every law of alpha_half(N) could be fitted; see above.")
+    if not problems and study.is_void:
+        problems.append("more than half of the runs diverged, so that nothing else can be said.")
     problems += _draw(study, figures_folder(store.path))
     say(f"Data:    xarray.open_zarr({str(store.path)!r})")
     status = store.status()
@@ -904,9 +906,15 @@ def _study(store: Store) -> Study:
     return Study(store.open())
 
 
+def _show_outcomes(study: Study) -> None:
+    if study.unstable:
+        say(study.unstable)
+    terminal.show_outcomes(study.outcomes)
+
+
 def _show_half(study: Study) -> None:
     if study.has_signal:
-        terminal.show_alpha_half(study.half, study.descent["t_max"])
+        terminal.show_alpha_half(study.half, study.halves.sel(by=math.inf))
 
 
 def _show_description(study: Study) -> None:

@@ -18,6 +18,7 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from uncertainties import ufloat
 
 from pipeline.plan import Plan
 
@@ -161,24 +162,55 @@ def show_plan(found: Mapping[str, Any]) -> None:
     )
 
 
-def show_alpha_half(half: xr.Dataset, t_max: float) -> None:
-    """Print the table of alpha_half(N); where it is unknown, between which alphas it is."""
-    title = f"alpha_half, where P(recovery by t = {t_max:g}) = 1/2"
-    table = Table(title=title, title_justify="left")
-    percent = f"{100 * half.attrs['confidence']:g} % interval"
-    for column in ("N", "alpha_half", "error", percent, "matrices"):
+def show_outcomes(outcomes: xr.Dataset) -> None:
+    """Print how the runs ended, by what `analysis.recovery.outcomes` returned."""
+    table = Table(title="how the runs ended", title_justify="left")
+    ways = ("recovered", "trapped", "undecided", "diverged")
+    for column in ("N", "runs", *ways):
+        table.add_column(column, justify="right")
+    for N in outcomes.N.values:
+        at = outcomes.sel(N=N)
+        table.add_row(str(N), f"{int(at['runs']):,}", *(_share(at, how) for how in ways))
+    console.print(table)
+
+
+def show_alpha_half(half: xr.Dataset, end: xr.Dataset) -> None:
+    """Print the table of alpha_half(N); where it is unknown, between which alphas it is.
+
+    Parameters
+    ----------
+    half, end : xr.Dataset
+        What `analysis.recovery.alpha_half` returned by the time that is looked at, and in the end.
+    """
+    time = float(half["by"])
+    when = "in the end" if math.isinf(time) else f"by t = {time:g}"
+    table = Table(title=f"alpha_half, where P(recovery {when}) = 1/2", title_justify="left")
+    columns = ["N", "alpha_half", f"{100 * half.attrs['confidence']:g} % interval"]
+    columns += [] if math.isinf(time) else ["in the end"]
+    for column in (*columns, "matrices"):
         table.add_column(column, justify="right")
     for N in half.N.values:
         at = half.sel(N=N)
-        table.add_row(str(N), *_value_and_error(at), str(int(at["matrices"])))
+        last = [] if math.isinf(time) else [_between(end.sel(N=N))]
+        table.add_row(str(N), *_value_and_interval(at), *last, str(int(at["matrices"])))
     console.print(table)
-    for N, note in zip(half.N.values, half.note.values, strict=True):
-        if note:
-            say(f"N = {N}: {note}.")
+    for result in [half] if math.isinf(time) else [half, end]:
+        where = "in the end " * (result is end and end is not half)
+        for N, note in zip(result.N.values, result.note.values, strict=True):
+            if note and not (result is end and note == half.note.sel(N=N)):
+                say(f"N = {N}: {where}{note}.")
 
 
-def _value_and_error(at: xr.Dataset) -> tuple[str, str, str]:
-    """Write one alpha_half, its error and its interval, with two digits of the error.
+def _share(outcomes: xr.Dataset, how: str) -> str:
+    """Write the share of the runs that ended so."""
+    number, runs = int(outcomes[how]), int(outcomes["runs"])
+    if not number:
+        return "0" if runs else "-"
+    return f"{number / runs:.1%}" if number >= 0.001 * runs else "< 0.1%"
+
+
+def _value_and_interval(at: xr.Dataset) -> tuple[str, str]:
+    """Write one alpha_half with its error, and its interval, with two digits of the error.
 
     Where it is unknown it is "-", or the alphas between which it is.
     """
@@ -186,12 +218,24 @@ def _value_and_error(at: xr.Dataset) -> tuple[str, str, str]:
         float(at[name]) for name in ("alpha_half", "standard_error", "none_up_to", "all_from")
     )
     if math.isnan(value):
-        return ("-" if math.isnan(low + high) else f"{low} to {high}"), "-", "-"
+        return ("-" if math.isnan(low + high) else f"{low} to {high}"), "-"
     if math.isnan(error):
-        return f"{value:.3f}", "-", "-"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    interval = f"{float(at['lower']):.{digits}f} to {float(at['upper']):.{digits}f}"
-    return f"{value:.{digits}f}", f"{error:.{digits}f}", interval
+        return f"{value:.3f}", "-"
+    text = f"{ufloat(value, error):.2ufP}"
+    digits = len(text.rpartition(".")[2]) if "." in text else 0
+    return text, f"{float(at['lower']):.{digits}f} to {float(at['upper']):.{digits}f}"
+
+
+def _between(at: xr.Dataset) -> str:
+    """Write between which alphas undecided runs leave alpha_half."""
+    least, most = float(at["least"]), float(at["most"])
+    if math.isnan(least) and math.isnan(most):
+        return "-"
+    if math.isnan(least):
+        return f"at most {most:.2f}"
+    if math.isnan(most):
+        return f"at least {least:.2f}"
+    return f"{least:.2f} to {most:.2f}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -784,9 +785,11 @@ def test_a_run_says_what_can_be_said(
     sweep = Sweep.from_document(CONFTEST | sections)
     store = Store(here / "border.zarr")
     fill(store, sweep, parts_of(sweep))
-    cli._conclude(store)
+    with pytest.raises(typer.Exit) if case == "all diverged" else nullcontext():
+        cli._conclude(store)
     said = "".join(capfd.readouterr())
     assert expected in said
+    assert said.startswith("18 of 18 runs diverged (100%)") == (case == "all diverged")
     assert "Data: " in said
     assert not re.search(r"\bnan\b|Traceback|Warning|add larger", said)
     drawn = {file.name for file in (here / "border.zarr.figures").iterdir()}

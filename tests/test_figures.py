@@ -27,6 +27,7 @@ TIME = np.array([0, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60])
 PROBED = TIME[::2]
 CELL = ("alpha", "N", "seed")
 RUN = (*CELL, "start", "time")
+DESCENT = {"learning_rate": 0.03, "t_max": 60.0, "signal": "planted"}
 
 
 def sweep(
@@ -57,7 +58,7 @@ def sweep(
             "lambda_min": ((*CELL, "time", "mode"), np.ones((*shape[:3], 1, 1)) * probes),
         },
         coords={"alpha": ALPHA, "N": N, "seed": np.arange(seeds), "time": TIME, "mode": [0, 1]},
-        attrs={"sweep": {"descent": {"a": a, "t_max": 60.0, "signal": "planted"}}},
+        attrs={"sweep": {"descent": {**DESCENT, "a": a}}},
     )
     for name in ("alpha", "N"):
         ds[name].attrs = {"long_name": name, "units": "1"}
@@ -262,12 +263,48 @@ def test_alpha_half_is_shown_with_its_errors_and_laws() -> None:
     )
     ends = np.array([segment[:, 1] for segment in bars.get_segments()])
     np.testing.assert_allclose(ends, np.column_stack([half["lower"], half["upper"]]))
-    assert r"recovery\ by}\ t = 60" in axis.get_ylabel()
+    assert r"recovery\ in\ the\ end" in axis.get_ylabel()
     curves = [c for c in axis.lines if len(c.get_xdata()) == 200]
     for law, curve in zip(LAWS, curves, strict=True):
         N, value = curve.get_data()
         np.testing.assert_allclose(value, evaluate(laws, law, N)["alpha_half"])
         assert N.max() >= 4 * 256
+
+
+def test_by_when_runs_have_to_recover_is_chosen_by_the_data() -> None:
+    """In the end if hardly a run is undecided, else by t_max; or as asked; it is said."""
+    ds, flags = (
+        sweep(),
+        {
+            "flag_values": [0, 1, 2, 3, 4],
+            "flag_meanings": "missing recovered trapped undecided diverged",
+        },
+    )
+    outcome = xr.where(ds["recovered"] == 1, 1, 2)
+    cut = xr.where((ds["recovered"] == 0) & (ds["seed"] == 0), 3, outcome)
+    few = outcome.copy()
+    few[0, 0, 0, 0] = 3
+    for ended, asked, time in (
+        (outcome, None, np.inf),
+        (few, None, np.inf),
+        (cut, None, 60.0),
+        (cut, "end", np.inf),
+        (outcome, 45, 45.0),
+    ):
+        study = Study(ds.assign(outcome=ended.assign_attrs(flags)), asked)
+        assert study.time == study.half["by"] == study.probability["by"] == time
+        label = r"in\ the\ end" if np.isinf(time) else f"by}}\\ t = {time:g}"
+        for name in ("recovery", "alpha_half"):
+            assert label in figures.FIGURES[name](study).axes[0].get_ylabel()
+        said = study.describe()
+        assert (
+            f"alpha_half {'in the end' if np.isinf(time) else f'by t = {time:g}'} at 3 values"
+            in said
+        )
+    assert study.times == [45.0, np.inf]
+    early = ds.assign(recovery_time=ds["recovery_time"] * np.where(ds["start"] < 2, 5, 1))
+    assert Study(early).times == [30.0, np.inf]
+    assert Study(early.assign(outcome=cut.assign_attrs(flags))).times == [30.0, 60.0, np.inf]
 
 
 def test_an_N_without_alpha_half_is_left_out() -> None:
@@ -459,8 +496,11 @@ def test_a_study_computes_each_result_once(monkeypatch: pytest.MonkeyPatch) -> N
             return real(*given)
 
         monkeypatch.setattr(module, name, counted)
-    study = Study(sweep())
+    study = Study(sweep(), 45)
     for make in figures.FIGURES.values():
         make(study)
     study.describe()
-    assert sorted(calls) == ["alpha_half", "fit_log_laws", "recovery_probability"]
+    assert sorted(set(calls)) == ["alpha_half", "fit_log_laws", "recovery_probability"]
+    assert [calls.count(name) for name in ("alpha_half", "recovery_probability")] == [1, 1]
+    # One for the laws by the time that is looked at, one for the slope by each time.
+    assert calls.count("fit_log_laws") == 1 + len(study.times)

@@ -8,8 +8,10 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import erfcx
 
-from analysis.thresholds import alpha_bbp_init
+from analysis.thresholds import alpha_bbp_init, stable_learning_rate
+from kernels.descent import Outcome, descend
 from kernels.loss import IntensityLoss
+from kernels.problem import Problem
 
 
 @pytest.mark.parametrize(("a", "expected"), [(0.01, 2.8508), (1.0, 1.1349)])
@@ -88,3 +90,28 @@ def test_wrong_a_is_refused_in_words(a: float) -> None:
     """A regulariser that is not positive and finite is refused, and the message shows it."""
     with pytest.raises(ValueError, match=f"must be positive and finite; got a = {a}"):
         alpha_bbp_init(a)
+
+
+def test_plain_steps_are_stable_at_the_rate_that_is_told_and_not_at_four_times_it() -> None:
+    """At a = 0.1 the template's 0.03 lets nearly all starts diverge; 2 / lambda_max lets none.
+
+    Of 64 starts at N = 64, alpha = 2: 0, 0.12, 0.70, 1 diverge at 1, 2, 4, 8 times that rate. Streams
+    are fixed.
+    """
+    problem = Problem(IntensityLoss(0.1))
+    instance, starts = problem.instance(0, 64, 0, M=128), problem.starts(0, 64, 0, range(16))
+    settings = {"loss": "intensity", "a": 0.1, "sensing": "gaussian", "start": "uniform"}
+    rate = stable_learning_rate(settings, N=64, alpha=2.0)
+    assert rate is not None
+    shares = []
+    for factor in (1, 4):
+        step = factor * rate
+        run = descend(
+            instance, starts, loss=problem.loss, learning_rate=step, record=[0, round(4 / step)]
+        )
+        shares.append(np.mean(run.outcome == Outcome.DIVERGED))
+    assert shares[0] == 0
+    assert shares[1] > 0.25
+    assert stable_learning_rate(settings, N=512, alpha=2.0) < rate
+    assert stable_learning_rate(settings | {"a": 1.0}, N=64, alpha=2.0) > 3 * rate
+    assert stable_learning_rate(settings | {"start": "elsewhere"}, N=64, alpha=2.0) is None
