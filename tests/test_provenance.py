@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from kernels import descent
+from kernels import descent, hessian
+from kernels.descent import Outcome
+from kernels.sensing import DenseSensing
 from pipeline import provenance
+from pipeline.dataset import COMPUTED
 from pipeline.part import compute
 from pipeline.provenance import code_version, fingerprint, other_numbers
 from pipeline.spec import Sweep, as_document
@@ -28,10 +36,34 @@ def test_a_fingerprint_is_json_and_repeats() -> None:
     assert np.shape(first["overlap"]) == (2, 3)
 
 
+def test_a_fingerprint_knows_every_field_and_every_end() -> None:
+    """Each computed variable has values in it, and its starts end in every way, with a signal."""
+    found = fingerprint(RECIPE)
+    assert {name.rpartition("/")[2] for name in found} == set(COMPUTED) - {"seconds"}
+    for name in set(COMPUTED) - {"seconds"}:
+        runs = [np.array(found[f"{run}/{name}"]).ravel() for run in ("planted", "large")]
+        assert (np.concatenate(runs) != -99.0).any(), name
+    ends = [Outcome(int(end)).name for end in found["planted/outcome"]]
+    assert sorted(ends) == ["DIVERGED", "RECOVERED", "TRAPPED", "UNDECIDED"]
+
+
 def test_rounding_is_not_another_number() -> None:
     """What another BLAS does to the last digits is let pass."""
-    nearby = {name: (np.array(v) * (1 + 1e-6)).tolist() for name, v in fingerprint(RECIPE).items()}
+    nearby = {
+        name: (np.array(values) * (1 + (1e-10 if "/" in name else 1e-6))).tolist()
+        for name, values in fingerprint(RECIPE).items()
+    }
     assert other_numbers(RECIPE, nearby) == []
+
+
+def test_what_is_not_known_to_both_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older stores hold less, and newer ones more, than this code computes."""
+    names = ("overlap", "energy", "mu", "bulk_edge")  # of before the runs
+    older = {name: values for name, values in fingerprint(RECIPE).items() if name in names}
+    newer = fingerprint(RECIPE) | {"turned": [1.0], "flat/energy": [[1.0]]}
+    assert other_numbers(RECIPE, older) == other_numbers(RECIPE, newer) == []
+    broken_energy(monkeypatch)
+    assert len(other_numbers(RECIPE, older)) == 1
 
 
 @pytest.mark.parametrize("setting", ["a", "learning_rate", "signal"])
@@ -60,6 +92,106 @@ def test_a_kernel_with_other_numbers_is_refused(
     with pytest.raises(StoreError, match=r"energy by up to 0\.0.*--other-numbers"):
         fill(full, wider, parts_of(wider))
     assert bits(full.path) == before
+
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def after(target: str, change: Callable[[Any], Any]) -> Mutation:
+    """Change what a function returns."""
+
+    def mutate(monkeypatch: pytest.MonkeyPatch) -> None:
+        where, _, name = target.rpartition(".")
+        real = getattr(import_module(where), name)
+        monkeypatch.setattr(target, lambda *args, **more: change(real(*args, **more)))
+
+    return mutate
+
+
+def instead(target: str, value: Any) -> Mutation:
+    """Put another value there."""
+    return lambda monkeypatch: monkeypatch.setattr(target, value, raising=False)
+
+
+def of_type(name: str, kind: str) -> Mutation:
+    """Keep a variable in another type."""
+    return lambda monkeypatch: monkeypatch.setitem(
+        COMPUTED, name, replace(COMPUTED[name], kind=kind)
+    )
+
+
+def first_block_only(self: DenseSensing, W: Any, weigh: Any, y_hat: Any, out: Any) -> None:
+    """Leave out the blocks of the sensing matrix after the first."""
+    np.matmul(self.X, W, out=y_hat)
+    rows = slice(0, min(len(self.X), 400))
+    np.matmul(self.X[rows].T, weigh(y_hat[rows], rows), out=out)
+
+
+def energy_in_single(y_hat: Any, y: Any, loss: Any) -> Any:
+    """Sum in single precision."""
+    return loss.ell(y_hat, y[:, None]).mean(axis=0, dtype=np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "seen"),
+    [
+        pytest.param(mutate, seen, id=name)
+        for name, mutate, seen in [
+            ("lambda_min doubled", after(
+                "pipeline.part.lowest_eigenpairs", lambda p: replace(p, values=2 * p.values)),
+             "lambda_min"),
+            ("overlap of the outlier halved", after(
+                "kernels.descent.spectrum",
+                lambda s: replace(s, outlier_overlap=s.outlier_overlap / 2)),
+             "outlier_overlap"),
+            ("nothing ever trapped", after("kernels.descent._speed", lambda s: s + 1), "outcome"),
+            ("M rounded up", instead("pipeline.part.measurements", lambda a, N: ceil(a * N)),
+             "energy"),
+            ("M rounded down", instead("pipeline.part.measurements", lambda a, N: floor(a * N)),
+             "energy"),
+            ("a half of M rounded up",
+             instead("pipeline.part.measurements", lambda a, N: floor(a * N + 0.5)), "energy"),
+            ("times rounded down", instead("pipeline.spec.round", floor), "steps"),
+            ("mu of the Hessian", after("kernels.hessian.multiplier", lambda mu: 1.001 * mu),
+             "lambda_min"),
+            ("the wrong end of the spectrum", lambda monkeypatch: monkeypatch.setattr(
+                "kernels.hessian.eigsh", partial(wrong_end, hessian.eigsh)), "lambda_min"),
+            ("eigenvectors against a start", after(
+                "pipeline.part.lowest_eigenpairs", lambda p: replace(p, vectors=p.vectors[::-1])),
+             "signal_overlap"),
+            ("only the first rows", instead(
+                "kernels.sensing.DenseSensing.round_trip", first_block_only), "energy"),
+            ("energy summed in float32", instead("kernels.descent.energy", energy_in_single),
+             "energy"),
+            ("lambda_min kept in float32", of_type("lambda_min", "float32"), "lambda_min"),
+            ("recovered and trapped exchanged", lambda monkeypatch: exchange(
+                monkeypatch, "_RECOVERED", "_TRAPPED"), "outcome"),
+        ]
+    ],
+)  # fmt: skip
+def test_a_mutation_of_any_number_is_refused(
+    full: Store, monkeypatch: pytest.MonkeyPatch, mutate: Mutation, seen: str
+) -> None:
+    """Whichever number the code would compute otherwise, it adds nothing to the store."""
+    before = bits(full.path)
+    mutate(monkeypatch)
+    wider = tiny(alpha=[2.0, 3.0, 4.0])
+    with pytest.raises(StoreError, match=rf"other ones \(.*\b{seen} by up to .*--other-numbers"):
+        fill(full, wider, parts_of(wider))
+    monkeypatch.undo()
+    assert bits(full.path) == before
+
+
+def wrong_end(real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    """Have ARPACK find the highest eigenvalues."""
+    return real(*args, **more | {"which": "LA"})
+
+
+def exchange(monkeypatch: pytest.MonkeyPatch, one: str, other: str) -> None:
+    """Exchange two outcomes in the descent."""
+    first, second = getattr(descent, one), getattr(descent, other)
+    monkeypatch.setattr(descent, one, second)
+    monkeypatch.setattr(descent, other, first)
 
 
 def test_numbers_are_mixed_only_on_request_and_it_shows(
