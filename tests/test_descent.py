@@ -215,6 +215,21 @@ def test_a_start_does_not_depend_on_its_company(learning_rate: float) -> None:
         assert_same(run(instance, starts[:, chosen], **settings), part, 1e-9)
 
 
+def test_what_was_seen_of_a_start_stays_its_own() -> None:
+    """The second is above its first energy at two looks in a row, between which the first ends."""
+    instance = draw_instance(5, 9, 2, M=22, precision="float64")
+    starts = uniform_starts(5, 9, 2, [3, 11, 1], precision="float64")
+    batch = run(instance, starts, record=(0, 600), recovered_at=0.95)
+    assert outcomes(batch)[:2] == ["RECOVERED", "DIVERGED"]
+    look = round(1 / 0.03)
+    assert look < batch.steps[0] < batch.steps[1] == 2 * look
+    for r in range(3):
+        assert (
+            run(instance, starts[:, [r]], record=(0, 600), recovered_at=0.95).steps
+            == batch.steps[[r]]
+        )
+
+
 def test_a_start_that_is_not_finite_leaves_its_neighbours_alone() -> None:
     """A column of NaN is diverged at the first look; the others run as they do without it."""
     instance, starts = problem()

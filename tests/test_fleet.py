@@ -70,10 +70,10 @@ class Site:
         self.scheduler.workers[job] = worker
         self.ledger.add_worker(self.scheduler, job)
 
-    def leaves(self, job: str) -> None:
-        """Cut the connection of a worker."""
+    def leaves(self, job: str, *tasks: str) -> None:
+        """Cut the connection of a worker that has tasks in hand."""
         del self.scheduler.workers[job]
-        news = {"action": "remove-worker", "worker": job, "processing-tasks": {}}
+        news = {"action": "remove-worker", "worker": job, "processing-tasks": tasks}
         self.ledger.log_event("all", news)
 
     def answer(
@@ -173,6 +173,29 @@ def test_workers_that_leave(site: Site) -> None:
     site.answer(site.accepted, ends=runs)
     assert site.answer(site.accepted, ends=runs) == [second]
     assert [(death.state, death.young) for death in site.fleet.deaths] == [("RUNNING", False)]
+
+
+def test_deaths_that_no_queue_tells_of(site: Site) -> None:
+    """Where no queue can be asked, a worker that left is judged by what it did, and not later."""
+    first, second = site.accepted
+    site.fleet.supervise(None)
+    site.joins(first)
+    site.joins(second)
+    site.ledger.transition("a", "processing", "memory", worker=first)
+    site.leaves(first, "part-b")
+    site.leaves(second)
+    site.now += 10
+    site.fleet.supervise(None)
+    assert site.fleet.deaths == []  # they may come back
+    site.now += 6
+    site.fleet.supervise(None)
+    assert [(d.job, d.state, d.tasks, d.finished, d.young) for d in site.fleet.deaths] == [
+        (first, "", ("part-b",), 1, False),
+        (second, "", (), 0, True),
+    ]
+    site.now += 60
+    site.fleet.supervise(None)
+    assert len(site.names) == 2  # others
 
 
 def test_jobs_that_die_young(site: Site) -> None:

@@ -105,6 +105,22 @@ def test_a_killed_driver_that_nobody_has_waited_for(full: Store) -> None:
         driver.communicate()
 
 
+def test_a_driver_on_another_host_is_not_judged_by_processes_here(full: Store) -> None:
+    """Its number means nothing here: it keeps the store while its lock is refreshed."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with full.lock():
+        text = re.sub("pid=.*", f"pid={dead.pid}", (full.control / "lock").read_text())
+    lock = full.control / "lock"
+    lock.write_text(re.sub("host=.*", "host=elsewhere", text))
+    assert f"process {dead.pid} on elsewhere" in str(full.holder())
+    assert full.holder_here() is None
+    with pytest.raises(StoreError, match=r"in use by process .* on elsewhere"), full.lock():
+        pass
+    lock.write_text(text)  # the same of this host is dead
+    assert full.holder() is None
+
+
 @pytest.mark.parametrize("off", [-3600.0, 3600.0])
 def test_a_clock_that_is_not_the_file_servers(
     full: Store, monkeypatch: pytest.MonkeyPatch, off: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline import plan as plan_module
 from pipeline.layout import seeds_per_chunk
 from pipeline.part import Part, compute
 from pipeline.plan import REFERENCE, CostModel, Plan, Speed, Work, calibrate, make_plan
-from pipeline.spec import Sweep, load
+from pipeline.spec import Sweep, as_document, load
 from pipeline.store import Block, Failure, Store, hand_in
 from tests.conftest import fill, tiny
 
@@ -326,6 +327,31 @@ def test_memory_of_a_worker_grows_with_the_matrix() -> None:
     plan = make_plan(load("paper"), MODEL)
     assert plan.bytes[4096] > 8.0 * 4096**2 * 4
     assert plan.bytes[64] < plan.bytes[4096] / 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_memory_of_a_worker_holds_what_a_cell_takes(precision: str) -> None:
+    """The estimate is not less than what is asked for, and not twice as much."""
+    document = as_document(load("quick"))
+    sweep = Sweep.from_document(
+        document
+        | {
+            "grid": {"alpha": [4.0], "N": [500], "seed": [0], "start": [0, 1]},
+            "descent": document["descent"] | {"precision": precision, "t_max": 0.1},
+            "record": {"times": []},
+            "probe": {"times": [0.0], "modes": 2},
+        }
+    )
+    compute(sweep.recipe, Part(4.0, 8, 0, 0))  # what is loaded for the first one
+    tracemalloc.start()
+    try:
+        compute(sweep.recipe, Part(4.0, 500, 0, 0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    estimate = make_plan(sweep, MODEL).bytes[500] - plan_module._PROCESS_BYTES
+    objects = 1e5  # of Python's; the process itself has much more
+    assert peak - objects <= estimate < 2 * peak
 
 
 def test_a_clock_of_processes_that_hardly_ticks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,18 @@ def test_a_path_that_is_no_sweep_is_an_error(tmp_path: Path, kind: str) -> None:
         open_sweep(path)
 
 
+LABELS = ("alpha", "N", "seed", "start", "time", "mode", "measurements")
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_are_not_the_sweeps_are_refused(full: Store, name: str) -> None:
+    """Labels that are lost, or are others than the sweep's, are never put to numbers."""
+    array = layout.open_arrays(full.path, "r+")[name]
+    array[...] = array[...] + 1
+    with pytest.raises(StoreError, match=f"differ in {name}: see alphasweep verify"):
+        open_sweep(full.path)
+
+
 def test_reading_while_a_run_commits(store: Store, tmp_path: Path) -> None:
     """Never an error, never a done cell without its numbers, and these are the final ones."""
     other = Store(tmp_path / "final.zarr")

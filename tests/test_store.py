@@ -27,12 +27,13 @@ import xarray as xr
 
 from kernels.descent import Outcome
 from pipeline import layout, lease
+from pipeline import store as store_module
 from pipeline.dataset import COMPUTED, COORDINATES, DONE, FAILED, KEPT, MISSING
 from pipeline.part import Part, compute
 from pipeline.provenance import code_version
 from pipeline.store import Block, Failure, Store, StoreError, hand_in
 from pipeline.verify import verify
-from tests.conftest import bits, fill, parts_of, tiny
+from tests.conftest import bits, fill, parts_of, take_over, tiny
 
 # --- the public contract ----------------------------------------------------------------------
 
@@ -265,6 +266,73 @@ def test_a_run_does_not_build_on_a_lost_chunk(store: Store) -> None:
         fill(store, tiny(), [Part(2.0, 8, 2, 2)])
     assert not lost.exists()
     assert store.parts() == [Part(2.0, 8, 2, 2)]
+
+
+def test_who_is_taken_over_between_data_and_status_ends_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data are on the disk, and the cells not done: the other driver commits the part."""
+    part = Part(2.0, 8, 0, 2)
+    with store.lock() as writer:
+        writer.prepare(tiny())
+    real = store_module.sync
+
+    def sync(paths: Any) -> None:
+        real(paths)
+        if any(path.parent.name == "overlap" for path in paths):
+            take_over(store)
+
+    def drive_on() -> None:
+        with store.lock() as writer:
+            hand_in(store.inbox(), part, compute(tiny().recipe, part))
+            monkeypatch.setattr(store_module, "sync", sync)
+            writer.collect()
+
+    with pytest.raises(StoreError, match="taken over by process"):
+        drive_on()
+    dataset = store.open().sel(alpha=2.0, N=8)
+    assert np.isfinite(dataset.overlap.isel(time=0)).all()
+    assert (dataset.status == MISSING).all()
+    assert store.parts() == [part]
+
+
+def test_a_part_stays_until_its_chunks_are_read_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that says it has written, and has not, costs no result."""
+    real = layout.open_arrays
+
+    class Deaf:
+        """An array that takes nothing in."""
+
+        def __init__(self, array: Any) -> None:
+            self._array = array
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._array, name)
+
+        def __getitem__(self, at: Any) -> Any:
+            return self._array[at]
+
+        def __setitem__(self, at: Any, values: Any) -> None:
+            pass
+
+    part = Part(2.0, 8, 0, 2)
+    with store.lock() as writer:
+        writer.prepare(tiny())
+        hand_in(store.inbox(), part, compute(tiny().recipe, part))
+        with monkeypatch.context() as there:
+            there.setattr(
+                layout, "open_arrays", lambda *a: (found := real(*a)) | {"mu": Deaf(found["mu"])}
+            )
+            writer._grid = None
+            with pytest.raises(AssertionError):
+                writer.collect()
+        assert (store.status() == MISSING).all()
+        assert store.parts() == [part]
+        writer._grid = None
+        writer.collect()
+    assert (store.status()[0, 0] == DONE).all()
 
 
 def test_a_lost_coordinate_is_no_label(full: Store) -> None:

@@ -1,0 +1,102 @@
+"""A part's cells are the kernels' own answers, whatever process and however many threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from kernels.descent import Outcome, descend
+from kernels.hessian import Eigenpairs, lowest_eigenpairs
+from kernels.instance import draw_instance, uniform_starts
+from kernels.loss import Array, IntensityLoss
+from pipeline import part
+from pipeline.dataset import COMPUTED
+from pipeline.part import Part, compute
+from pipeline.spec import Sweep
+from tests.conftest import TINY, tiny
+
+# No setting is a default, and M is not alpha N = 22.5.
+STARTS = [0, 1, 5, 7]
+DOCUMENT: dict[str, Any] = TINY | {
+    "root_seed": 8,
+    "grid": {"alpha": [2.5], "N": [9], "seed": [1, 2], "start": STARTS},
+    "problem": {"a": 1.5},
+    "descent": {"learning_rate": 0.04, "t_max": 12.0, "recovered_at": 0.9, "trapped_below": 0.02},
+    "record": {"times": [0.41]},
+    "probe": {"times": [0.0, 1.0, 2.0], "modes": 3},
+}
+STEPS = [0, 10, 25, 50, 300]
+PROBED = (0, 2, 3)  # of these
+
+
+def answer(seed: int, signal: Any, precision: Any) -> dict[str, Any]:
+    """Ask the kernels what the cell of a seed is."""
+    instance = draw_instance(8, 9, seed, M=22, signal=signal, precision=precision)
+    starts = uniform_starts(8, 9, seed, STARTS, precision=precision)
+    loss, pairs = IntensityLoss(1.5), list[Eigenpairs]()
+    values, overlaps = np.full((2, len(STEPS), 3), np.nan)
+
+    def probe(k: int, w: Array) -> None:
+        if k in PROBED:
+            v0 = pairs[-1].vectors[:, 0] if pairs else None
+            pairs.append(lowest_eigenpairs(instance, w, loss=loss, modes=3, v0=v0))
+            values[k] = pairs[-1].values
+            overlaps[k] = pairs[-1].signal_overlap(instance.w_star)
+
+    run = descend(
+        instance,
+        starts,
+        loss=loss,
+        learning_rate=0.04,
+        record=STEPS,
+        recovered_at=0.9,
+        trapped_below=0.02,
+        probe=probe,
+    )
+    recovered = run.outcome == Outcome.RECOVERED
+    return vars(run) | {"recovered": recovered, "lambda_min": values, "signal_overlap": overlaps}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("signal", ["planted", "null"])
+def test_a_cell_is_the_kernels_own_answer(signal: str, precision: str) -> None:
+    """Field by field, to the bit, with every setting of the sweep."""
+    problem = DOCUMENT["problem"] | {"signal": signal}
+    descent = DOCUMENT["descent"] | {"precision": precision}
+    sweep = Sweep.from_document(DOCUMENT | {"problem": problem, "descent": descent})
+    for cell, seed in zip(compute(sweep.recipe, Part(2.5, 9, 1, 2)), (1, 2), strict=True):
+        expected = answer(seed, signal, precision)
+        assert {*expected, "seconds"} == {*cell.dtype.names} == {*COMPUTED}
+        for name, value in expected.items():
+            np.testing.assert_array_equal(cell[name], np.array(value, cell[name].dtype), name)
+        assert cell["seconds"] > 0
+
+
+def test_the_settings_of_that_cell_matter() -> None:
+    """Some of its starts end by each of them."""
+    cells = compute(Sweep.from_document(DOCUMENT).recipe, Part(2.5, 9, 1, 2))
+    ends = {Outcome(int(end)).name for end in cells["outcome"].ravel()}
+    assert ends >= {"RECOVERED", "TRAPPED", "UNDECIDED"}
+
+
+def test_a_part_has_one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its process has: another number would sum in another order, and take a core."""
+    seen: list[set[int]] = []
+    real = part.descend
+
+    def blas() -> set[int]:
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    def look(*args: Any, **more: Any) -> Any:
+        seen.append(blas())
+        return real(*args, **more)
+
+    monkeypatch.setattr(part, "descend", look)
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert blas() == {2}
+        compute(tiny().recipe, Part(2.0, 8, 0, 0))
+        assert blas() == {2}
+    assert seen == [{1}]
