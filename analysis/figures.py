@@ -17,12 +17,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
+from scipy import stats
+from uncertainties import ufloat
 
 from analysis.recovery import NO_SIGNAL, fitted_probability, is_done
 from analysis.scaling import LAWS, evaluate
 from analysis.study import Study
+from analysis.times import shown
 
 #: Widths of one and of two columns of a physics journal, in inches.
 COLUMN, PAGE = 3.4, 7.0
@@ -150,26 +153,27 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     Returns
     -------
     Figure
-        One column wide. Bars are the intervals of alpha_half, bands one standard error of a law;
-        laws go on, lighter, beyond the N that were fitted. alpha_bbp_init is a line if near the
-        data, otherwise an arrow to it.
+        One column wide. Bars are the intervals of alpha_half, bands those of a law, of the same
+        confidence; laws go on, lighter, beyond the N that were fitted. alpha_bbp_init is a line if
+        near the data, otherwise an arrow to it.
     """
     figure, [axis] = _panels(1, 1, COLUMN, 2.7)
     half, laws = study.half, study.laws
     points = half.isel(N=half["alpha_half"].notnull().values)
     if not points.sizes["N"]:
-        notes = zip(half["N"].values, half["note"].values, strict=True)
-        return _empty(figure, [axis], *(f"N = {N}: {note}" for N, note in notes))
+        return _empty(figure, [axis], *_notes(half))
 
     N = points["N"].values
     grid = np.geomspace(N.min() / 1.4, N.max() * 4 * 1.1, 200)
     inside = (grid >= N.min()) & (grid <= N.max())
+    confidence = half.attrs["confidence"]
+    reach = stats.norm.ppf((1 + confidence) / 2)
     for law, color, style in zip(LAWS, cycle(_LAW_COLORS), cycle(_LAW_STYLES), strict=False):
         curve = evaluate(laws, law, grid)
-        value, error = curve["alpha_half"].values, curve["standard_error"].values
+        value, band = curve["alpha_half"].values, reach * curve["standard_error"].values
         if np.isnan(value).any():
             continue
-        axis.fill_between(grid, value - error, value + error, color=color, alpha=0.13, linewidth=0)
+        axis.fill_between(grid, value - band, value + band, color=color, alpha=0.13, linewidth=0)
         axis.plot(grid, value, color=color, linestyle=style, alpha=0.45)
         axis.plot(grid[inside], value[inside], color=color, linestyle=style, label=LAWS[law].tex)
     middle = points["alpha_half"].values
@@ -183,7 +187,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
         elinewidth=0.9,
         capsize=2,
         zorder=3,
-        label=f"runs, {100 * half.attrs['confidence']:g} % intervals",
+        label="runs",
     )
     threshold, (low, high) = study.threshold, axis.get_ylim()
     text = "" if threshold is None else _threshold_text(threshold)
@@ -201,7 +205,129 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     _tick_at(axis, np.concatenate([N, N.max() * np.array([2, 4])]))
     axis.set_xlabel(r"dimension $N$ (log scale)")
     axis.set_ylabel(rf"$\alpha_{{1/2}}$, where $P({_recovery(study.time)}) = 1/2$")
-    figure.legend(loc="outside upper center", ncols=2, **_TIGHT)
+    title = f"bars and bands: {100 * confidence:g} % intervals"
+    figure.legend(loc="outside upper center", ncols=2, title=title, **_TIGHT)
+    return figure
+
+
+@_STYLE
+def alpha_half_in_time(study: Study) -> Figure:
+    """alpha_half against log N, by times and in the end: what of its growth is the clock's.
+
+    Parameters
+    ----------
+    study
+        Of a sweep whose attributes tell t_max.
+
+    Returns
+    -------
+    Figure
+        One column wide. Bars are the intervals of alpha_half, lines its law A + B log N, by each of
+        `study.times`. In the end, bars reach over all that undecided runs leave open; where
+        only one bound of alpha_half is known, an arrow begins at it.
+    """
+    figure, [axis] = _panels(1, 1, COLUMN, 2.9)
+    if not study.has_signal:
+        return _empty(figure, [axis], NO_SIGNAL)
+    halves = study.halves
+    if halves[["least", "most"]].isnull().to_array().all():
+        return _empty(figure, [axis], *_notes(study.half))
+    sizes = halves["N"].values.astype(float)
+    apart = np.exp(_sideways(np.log(sizes), len(study.times)))
+    colors = [*_colors(len(study.times) - 1), "black"]
+    looks = zip(study.laws_in_time, colors, _cycle(len(study.times)), apart, strict=True)
+    for laws, color, marker, shift in looks:
+        time = laws.attrs["by"]
+        half = halves.sel(by=time)
+        known = half.isel(N=half["alpha_half"].notnull().values)
+        middle = known["alpha_half"].values
+        label = "in the end" if math.isinf(time) else f"$t = {time:g}$"
+        ends = [middle - known["lower"].values, known["upper"].values - middle]
+        axis.errorbar(
+            known["N"].values * shift,
+            middle,
+            yerr=np.nan_to_num(ends),
+            color=color,
+            marker=marker,
+            linestyle="none",
+            elinewidth=0.7,
+            label=label,
+        )
+        for bound, side in (("most", "uplims"), ("least", "lolims")):
+            only = half.isel(N=(half["alpha_half"].isnull() & half[bound].notnull()).values)
+            where = only["N"].values * shift, only[bound].values
+            arrow: dict[str, Any] = {side: True, "yerr": 0.2, "elinewidth": 0.7}
+            axis.errorbar(*where, color=color, marker=marker, linestyle="none", **arrow)
+        curve = evaluate(laws, "linear", sizes)["alpha_half"].values
+        axis.plot(sizes, curve, color=color, linewidth=1.4 if math.isinf(time) else 0.8)
+    axis.set_xscale("log")
+    axis.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
+    _tick_at(axis, halves["N"].values)
+    axis.set_xlabel(r"dimension $N$ (log scale)")
+    axis.set_ylabel(r"$\alpha_{1/2}$, where $P(\mathrm{recovery\ by}\ t) = 1/2$")
+    title = f"bars: {100 * halves.attrs['confidence']:g} % intervals; lines: {LAWS['linear'].tex}"
+    figure.legend(loc="outside upper center", ncols=4, title=title, **_TIGHT)
+    return figure
+
+
+@_STYLE
+def recovery_time_against_N(study: Study) -> Figure:
+    """Median time of recovery against N at some alphas, with the power laws that fit.
+
+    Parameters
+    ----------
+    study
+        Of any sweep.
+
+    Returns
+    -------
+    Figure
+        One column wide, both axes logarithmic. Bars are the intervals of the median; lines are
+        c N^z, with z and its standard error.
+    """
+    figure, [axis] = _panels(1, 1, COLUMN, 2.9)
+    if not study.has_signal:
+        return _empty(figure, [axis], NO_SIGNAL)
+    medians, growths = study.recovery_times, study.growth
+    known = medians["median"].notnull()
+    alphas = shown(growths) or list(medians["alpha"].values[known.any("N").values])[:1]
+    if not alphas:
+        return _empty(figure, [axis], "no run that is done recovered")
+    sizes = medians["N"].values.astype(float)
+    apart = np.exp(_sideways(np.log(sizes), len(alphas)))
+    for alpha, color, marker, shift in zip(
+        alphas, _colors(len(alphas)), _cycle(len(alphas)), apart, strict=True
+    ):
+        at = medians.sel(alpha=alpha).isel(N=known.sel(alpha=alpha).values)
+        middle = at["median"].values
+        ends = [middle - at["lower"].values, at["upper"].values - middle]
+        label, fit = rf"$\alpha = {alpha:g}$", growths.sel(alpha=alpha)
+        if not fit["note"].item():
+            A, B = (float(fit["value"].sel(parameter=name)) for name in ("A", "B"))
+            z = ufloat(B, float(fit["error"].sel(parameter="B")))
+            label += rf": $z = {z:.1ufL}$"
+            axis.plot(sizes, np.exp(A) * sizes**B, color=color, linewidth=0.8)
+        axis.errorbar(
+            at["N"].values * shift,
+            middle,
+            yerr=np.nan_to_num(ends),
+            color=color,
+            marker=marker,
+            linestyle="none",
+            elinewidth=0.7,
+            label=label,
+        )
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
+    _tick_at(axis, medians["N"].values)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel(r"dimension $N$ (log scale)")
+    axis.set_ylabel(r"median time $t$ of recovery")
+    title = f"bars: {100 * medians.attrs['confidence']:g} % intervals; lines: $c\\,N^z$"
+    figure.legend(loc="outside upper center", ncols=2, title=title, **_TIGHT)
     return figure
 
 
@@ -271,6 +397,8 @@ _SERIES = ("overlap", "energy", "bulk_edge", "outlier")
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "recovery": recovery_curves,
     "alpha_half": alpha_half_against_log_N,
+    "alpha_half_in_time": alpha_half_in_time,
+    "recovery_time": recovery_time_against_N,
     "one_run": one_run,
 }
 
@@ -354,6 +482,12 @@ def _empty(figure: Figure, axes: Sequence[Axes], *lines: str) -> Figure:
     text = "\n".join(fill(line, width) for line in ("Nothing to draw:", *lines))
     figure.text(0.5, 0.5, text, ha="center", va="center")
     return figure
+
+
+def _notes(half: xr.Dataset) -> list[str]:
+    """Why each N has no alpha_half."""
+    notes = zip(half["N"].values, half["note"].values, strict=True)
+    return [f"N = {N}: {note}" for N, note in notes]
 
 
 def _colors(count: int) -> list[Any]:

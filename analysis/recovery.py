@@ -220,13 +220,13 @@ def recovery_probability(ds: xr.Dataset, by: By = "end", *, confidence: float = 
     is what is left if all starts on a matrix end alike, and that of runs. With one matrix it is 1.
     ``lower`` is that of ``least``, ``upper`` that of ``most``.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     count = _count(ds, by)
     least, low, _, _ = _share(count, 0.0, confidence)
     most, _, high, _ = _share(count, 1.0, confidence)
     probability, _, _, design_effect = _share(count, 0.5, confidence)
     percent = f"{100 * confidence:g} %"
-    return _labelled(
+    return labelled(
         {
             "probability": (probability, "probability of recovery"),
             "least": (least, "probability of recovery if no undecided run recovers"),
@@ -329,7 +329,7 @@ def alpha_half(ds: xr.Dataset, by: By = "end", *, confidence: float = 0.95) -> x
     is possible; the interval reaches from the lower end of that of ``least`` to the upper one of
     that of ``most``. If one of these is unknown, so is alpha_half.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     count = _count(ds, by)
     ways = outcomes(ds)["settled_at"] if count["undecided"].any() else None
 
@@ -351,7 +351,7 @@ def alpha_half(ds: xr.Dataset, by: By = "end", *, confidence: float = 0.95) -> x
         return table.isel(by=0) if count["by"].ndim == 0 else table
 
     columns = {name: (column(name), text) for name, text in _FIT_TEXTS.items()}
-    return _labelled(columns, ds, confidence=confidence)
+    return labelled(columns, ds, confidence=confidence)
 
 
 def outcomes(ds: xr.Dataset) -> xr.Dataset:
@@ -377,17 +377,17 @@ def outcomes(ds: xr.Dataset) -> xr.Dataset:
     for N = 64, 128, 256, 512 at alpha = 2.9; in the end it took about 300, 700, 700, 1200.
     """
     check_labels(ds)
-    ended = ds[[name for name in ("status", "recovered", *_ENDS) if name in ds]].compute()
-    counted = ended["recovered"].where(is_done(ended))
+    read = ds[[name for name in ("status", "recovered", *_ENDS) if name in ds]].compute()
+    counted = read["recovered"].where(is_done(read))
     over = ("alpha", "seed", "start")
     number = {"runs": counted.notnull().sum(over), "recovered": (counted == 1).sum(over)}
     for name in ("trapped", "undecided", "diverged"):
-        number[name] = _ended(ended, counted, name).sum(over)
+        number[name] = ended(read, counted, name).sum(over)
 
     settled = xr.full_like(number["runs"], math.nan, dtype=float)
-    if number["undecided"].any() and (time := _end_time(ds, ended)) is not None:
+    if number["undecided"].any() and (time := _end_time(ds, read)) is not None:
         t_max = descent_of(ds)["t_max"]
-        late = _ended(ended, counted, "undecided") | (counted.notnull() & (time > t_max / 2))
+        late = ended(read, counted, "undecided") | (counted.notnull() & (time > t_max / 2))
         early, open_ = (
             n.where(n > 0) / number["runs"] for n in (late.sum(over), number["undecided"])
         )
@@ -395,7 +395,7 @@ def outcomes(ds: xr.Dataset) -> xr.Dataset:
         enough = (early - open_) * number["runs"] >= _FEWEST_LATE
         settled = t_max + np.log(open_ / NEGLIGIBLE) / rate.where(enough)
         settled = settled.where(open_ > NEGLIGIBLE, t_max)
-    return _labelled(
+    return labelled(
         {
             "runs": (number["runs"], "number of runs"),
             **{name: (number[name], f"number of runs that {_HOW[name]}") for name in _HOW},
@@ -414,21 +414,36 @@ _HOW = {
 }
 
 
-def _ended(ds: xr.Dataset, counted: xr.DataArray, how: str) -> xr.DataArray:
-    """Tell which of the runs that are counted ended so, (alpha, N, seed, start)."""
+def ended(ds: xr.Dataset, counted: xr.DataArray, how: str) -> xr.DataArray:
+    """Tell which runs ended so.
+
+    Parameters
+    ----------
+    ds
+        A sweep's dataset; without ``outcome``, all that did not recover is trapped.
+    counted
+        (alpha, N, seed, start): ``recovered`` of the runs that count, NaN elsewhere.
+    how
+        "recovered", "trapped", "undecided" or "diverged".
+
+    Returns
+    -------
+    xr.DataArray
+        (alpha, N, seed, start), boolean.
+    """
     if "outcome" in ds:
         return counted.notnull() & _is_flag(ds["outcome"], how)
     return counted == 0 if how == "trapped" else xr.zeros_like(counted, dtype=bool)
 
 
-def _end_time(ds: xr.Dataset, ended: xr.Dataset) -> xr.DataArray | None:
+def _end_time(ds: xr.Dataset, read: xr.Dataset) -> xr.DataArray | None:
     """When each run ended, (alpha, N, seed, start); None if nothing tells it."""
     if "sweep" not in ds.attrs:
         return None
-    settings, time = descent_of(ds), ended.get("end_time")
-    if "steps" not in ended or settings.get("method", "gd") != "gd":
+    settings, time = descent_of(ds), read.get("end_time")
+    if "steps" not in read or settings.get("method", "gd") != "gd":
         return time
-    by_steps = ended["steps"] * settings["learning_rate"]
+    by_steps = read["steps"] * settings["learning_rate"]
     return by_steps if time is None else time.fillna(by_steps)
 
 
@@ -545,7 +560,8 @@ class _Reason(NamedTuple):
     todo: str
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Refuse with a ValueError what is no probability of an interval."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
 
@@ -563,7 +579,7 @@ def _count(ds: xr.Dataset, by: By) -> xr.Dataset:
     names = ["status", "recovered", *timed, *[name for name in ("outcome",) if name in ds]]
     ds = ds[names].compute()
     counted = ds["recovered"].where(is_done(ds))
-    moving = _ended(ds, counted, "undecided").sum("start")
+    moving = ended(ds, counted, "undecided").sum("start")
 
     def until(time: float) -> xr.Dataset:
         recovered, undecided = counted == 1, moving
@@ -578,7 +594,7 @@ def _count(ds: xr.Dataset, by: By) -> xr.Dataset:
     return (xr.concat(each, "by") if times.ndim else each[0]).assign(
         runs=counted.notnull().sum("start"),
         moving=moving,
-        diverged=_ended(ds, counted, "diverged").sum("start"),
+        diverged=ended(ds, counted, "diverged").sum("start"),
     )
 
 
@@ -837,7 +853,7 @@ def _per_degree(chi2: float, degrees_of_freedom: float) -> float:
     return float(chi2 / degrees_of_freedom) if degrees_of_freedom > 0 else math.nan
 
 
-def _labelled(
+def labelled(
     variables: dict[str, tuple[xr.DataArray, str]], ds: xr.Dataset, **attrs: Any
 ) -> xr.Dataset:
     """Collect results with their texts; coordinates keep the attributes of the sweep's."""

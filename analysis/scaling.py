@@ -5,7 +5,7 @@ Hessian's outlier dies. So the alpha that half of the runs need moves with log N
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,8 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
         - ``formula``, ``note`` (law,): the law in words; why it could not be fitted, or empty;
         - ``raised`` (law,): whether that is an error of the law's own function.
 
+        The attribute ``by`` is that of alpha_half.
+
     Raises
     ------
     ValueError
@@ -120,6 +122,40 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
     hold the truth in 0.92 to 0.97. Without that it is 0.03 to 0.14 and 0.76 to 0.91.
     """
     check_labels(alpha_half)
+    points = _points(alpha_half)
+    parameters = list(dict.fromkeys(name for law in LAWS.values() for name in law.guess))
+    fits = [_fit(law, points, parameters) for law in LAWS.values()]
+    time = {"by": float(points["by"])} if "by" in points.coords else {}
+    laws = xr.concat(fits, dim="law").assign_attrs(time)
+    return laws.assign_coords(
+        law=("law", list(LAWS), {"long_name": "law of alpha_half(N)", "units": "1"}),
+        parameter=("parameter", parameters, {"long_name": "parameter of a law", "units": "1"}),
+        other=("other", parameters, {"long_name": "parameter of a law", "units": "1"}),
+        fitted_N=("fitted_N", points["N"].values, {"long_name": "N that was fitted", "units": "1"}),
+    )
+
+
+def fit_power(points: xr.Dataset) -> xr.Dataset:
+    """Fit log(value) = A + B log N, weighted by the errors: a power law of exponent B.
+
+    Parameters
+    ----------
+    points
+        (N,): ``value``, the logarithm, with ``standard_error``, ``least``, ``most`` and
+        ``matrices``, taken as `fit_log_laws` takes those of alpha_half.
+
+    Returns
+    -------
+    xr.Dataset
+        As of `fit_log_laws`, of this law alone.
+    """
+    found = _fit(LAWS["linear"], _points(points.rename(value="alpha_half")), ["A", "B"])
+    names = {"long_name": "parameter of the law", "units": "1"}
+    return found.assign_coords({k: (k, ["A", "B"], names) for k in ("parameter", "other")})
+
+
+def _points(alpha_half: xr.Dataset) -> xr.Dataset:
+    """Take the N that can be fitted, with all that their errors have to hold."""
     known = alpha_half["alpha_half"].notnull() & (alpha_half["standard_error"] > 0)
     points = alpha_half.isel(N=known.values)
     if "least" in points:
@@ -129,17 +165,7 @@ def fit_log_laws(alpha_half: xr.Dataset) -> xr.Dataset:
         points = points.isel(N=(points["matrices"] >= FEWEST_MATRICES).values)
         enlarged = np.sqrt((points["matrices"] - 1) / (points["matrices"] - 3))
         points = points.assign(standard_error=points["standard_error"] * enlarged)
-    parameters = list(dict.fromkeys(name for law in LAWS.values() for name in law.guess))
-    fits = [_fit(law, points, parameters) for law in LAWS.values()]
-    laws = xr.concat(fits, dim="law").assign_attrs(
-        by=by_text(float(points["by"])) if "by" in points.coords else ""
-    )
-    return laws.assign_coords(
-        law=("law", list(LAWS), {"long_name": "law of alpha_half(N)", "units": "1"}),
-        parameter=("parameter", parameters, {"long_name": "parameter of a law", "units": "1"}),
-        other=("other", parameters, {"long_name": "parameter of a law", "units": "1"}),
-        fitted_N=("fitted_N", points["N"].values, {"long_name": "N that was fitted", "units": "1"}),
-    )
+    return points
 
 
 def evaluate(laws: xr.Dataset, law: str, N: ArrayLike) -> xr.Dataset:
@@ -210,9 +236,9 @@ def describe(laws: xr.Dataset) -> str:
     if not fitted:
         notes = dict.fromkeys(laws["note"].values)
         return f"No law of alpha_half(N) was fitted: {'; '.join(notes)}."
-    what = " ".join(filter(None, ("alpha_half", laws.attrs["by"])))
+    time = f" {by_text(laws.attrs['by'])}" if "by" in laws.attrs else ""
     lines = [
-        f"{what} at {N.size} values of N from {N.min():.0f} to {N.max():.0f}: "
+        f"alpha_half{time} at {N.size} values of N from {N.min():.0f} to {N.max():.0f}: "
         f"log N from {math.log(N.min()):.2f} to {math.log(N.max()):.2f}, "
         f"a factor of {math.log(N.max()) / math.log(N.min()):.2f}."
     ]
@@ -226,13 +252,13 @@ def describe(laws: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def describe_slopes(halves: xr.Dataset) -> str:
+def describe_slopes(laws: Iterable[xr.Dataset]) -> str:
     """Say how fast alpha_half grows with log N by several times and in the end.
 
     Parameters
     ----------
-    halves
-        What `analysis.recovery.alpha_half` returned for several times, (by, N).
+    laws
+        What `fit_log_laws` returned for alpha_half by each time.
 
     Returns
     -------
@@ -240,11 +266,10 @@ def describe_slopes(halves: xr.Dataset) -> str:
         A line or two: B of the law "linear" with its standard error, by each time.
     """
     slopes = {}
-    for time in halves["by"].values:
-        laws = fit_log_laws(halves.sel(by=time))
-        at = laws.sel(law="linear", parameter="B")
+    for fitted in laws:
+        at = fitted.sel(law="linear", parameter="B")
         if not at["note"].item():
-            slopes[float(time)] = ufloat(at["value"].item(), at["error"].item())
+            slopes[fitted.attrs["by"]] = ufloat(at["value"].item(), at["error"].item())
     said = ", ".join(f"{B:.2ufP} {by_text(time)}" for time, B in slopes.items())
     if not said:
         return "The slope of alpha_half in log N is not known by any time."
@@ -257,10 +282,10 @@ def describe_slopes(halves: xr.Dataset) -> str:
     excess = slopes[last] - end
     if abs(excess.n) < 2 * excess.s:
         return f"{text} By t = {last:g} and in the end it agrees within the errors."
-    more = "larger" if excess.n > 0 else "smaller"
+    size, more = (excess, "larger") if excess.n > 0 else (-excess, "smaller")
     return (
-        f"{text} By t = {last:g} it is {abs(excess):.2ufP} {more} than in the end, "
-        "as the time to recover changes with N."
+        f"{text} By t = {last:g} it is {size:.2ufP} {more} than in the end, as the time to recover "
+        "changes with N."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-from analysis import recovery, scaling
+from analysis import recovery, scaling, times
 from analysis.thresholds import stable_learning_rate, threshold_of
 
 #: The first of the times, each twice the one before, at which P and alpha_half are looked at.
@@ -78,7 +78,22 @@ class Study:
     @cached_property
     def laws(self) -> xr.Dataset:
         """The laws of alpha_half(N) by `time`, see `analysis.scaling.fit_log_laws`."""
-        return scaling.fit_log_laws(self.half)
+        return self.laws_in_time[self.times.index(self.time)]
+
+    @cached_property
+    def laws_in_time(self) -> list[xr.Dataset]:
+        """The laws by each of `times`."""
+        return [scaling.fit_log_laws(self.halves.sel(by=time)) for time in self.times]
+
+    @cached_property
+    def recovery_times(self) -> xr.Dataset:
+        """Median time of recovery, (alpha, N), see `analysis.times.recovery_times`."""
+        return times.recovery_times(self.ds)
+
+    @cached_property
+    def growth(self) -> xr.Dataset:
+        """How it grows with N, (alpha,), see `analysis.times.growth`."""
+        return times.growth(self.recovery_times)
 
     @cached_property
     def descent(self) -> dict[str, Any]:
@@ -127,7 +142,8 @@ class Study:
             text = f"outlier at the random start from alpha_BBP_init = {self.threshold:.4f}"
             lines.insert(0, text)
         if len(self.times) > 1:
-            lines.append(scaling.describe_slopes(self.halves))
+            lines.append(scaling.describe_slopes(self.laws_in_time))
+        lines += filter(None, [times.describe(self.growth)])
         return "\n".join(lines)
 
 

@@ -9,13 +9,15 @@ import pytest
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from scipy import stats
 from scipy.special import expit
 
-from analysis import figures, recovery, scaling
+from analysis import figures, recovery, scaling, times
 from analysis.recovery import alpha_half, recovery_probability
 from analysis.scaling import LAWS, Law, describe, evaluate
 from analysis.study import Study
@@ -94,6 +96,22 @@ def null_model() -> xr.Dataset:
     return ds
 
 
+OUTCOMES = {
+    "flag_values": [0, 1, 2, 3, 4],
+    "flag_meanings": "missing recovered trapped undecided diverged",
+}
+
+
+def cut(share: float) -> xr.Dataset:
+    """Leave a share of what did not recover undecided; recovery takes t ~ N / 6, at most 60."""
+    ds = sweep(N=[64, 128, 256, 512])
+    rng, recovered = np.random.default_rng(1), ds["recovered"] == 1
+    lost = ~recovered & (rng.random(recovered.shape) < share)
+    time = recovered.copy(data=rng.gamma(2.0, 0.08, recovered.shape)) * ds["N"]
+    outcome = xr.where(recovered, 1, xr.where(lost, 3, 2)).assign_attrs(OUTCOMES)
+    return ds.assign(outcome=outcome, recovery_time=time.clip(max=60.0).where(recovered))
+
+
 DATA = {
     "whole": sweep(),
     "lazy": sweep().chunk(alpha=1, N=1),
@@ -118,6 +136,9 @@ DATA = {
     "crowded N": sweep(N=[64, 70, 128, 130, 1000, 1024]),
     "far threshold": sweep(a=30.0),
     "threshold among the data": sweep(a=0.01),
+    "some undecided": cut(0.3),
+    "all undecided": cut(1.0),
+    "decided in time": cut(0.0),
 }
 
 
@@ -265,33 +286,31 @@ def test_alpha_half_is_shown_with_its_errors_and_laws() -> None:
     np.testing.assert_allclose(ends, np.column_stack([half["lower"], half["upper"]]))
     assert r"recovery\ in\ the\ end" in axis.get_ylabel()
     curves = [c for c in axis.lines if len(c.get_xdata()) == 200]
-    for law, curve in zip(LAWS, curves, strict=True):
+    bands = [c for c in axis.collections if isinstance(c, FillBetweenPolyCollection)]
+    for law, curve, band in zip(LAWS, curves, bands, strict=True):
         N, value = curve.get_data()
+        [path] = band.get_paths()
+        top = value + stats.norm.ppf(0.975) * evaluate(laws, law, N)["standard_error"]
+        assert np.isin(top.values, path.vertices[:, 1]).all()
         np.testing.assert_allclose(value, evaluate(laws, law, N)["alpha_half"])
         assert N.max() >= 4 * 256
 
 
 def test_by_when_runs_have_to_recover_is_chosen_by_the_data() -> None:
     """In the end if hardly a run is undecided, else by t_max; or as asked; it is said."""
-    ds, flags = (
-        sweep(),
-        {
-            "flag_values": [0, 1, 2, 3, 4],
-            "flag_meanings": "missing recovered trapped undecided diverged",
-        },
-    )
+    ds = sweep()
     outcome = xr.where(ds["recovered"] == 1, 1, 2)
-    cut = xr.where((ds["recovered"] == 0) & (ds["seed"] == 0), 3, outcome)
+    some = xr.where((ds["recovered"] == 0) & (ds["seed"] == 0), 3, outcome)
     few = outcome.copy()
     few[0, 0, 0, 0] = 3
     for ended, asked, time in (
         (outcome, None, np.inf),
         (few, None, np.inf),
-        (cut, None, 60.0),
-        (cut, "end", np.inf),
+        (some, None, 60.0),
+        (some, "end", np.inf),
         (outcome, 45, 45.0),
     ):
-        study = Study(ds.assign(outcome=ended.assign_attrs(flags)), asked)
+        study = Study(ds.assign(outcome=ended.assign_attrs(OUTCOMES)), asked)
         assert study.time == study.half["by"] == study.probability["by"] == time
         label = r"in\ the\ end" if np.isinf(time) else f"by}}\\ t = {time:g}"
         for name in ("recovery", "alpha_half"):
@@ -304,7 +323,7 @@ def test_by_when_runs_have_to_recover_is_chosen_by_the_data() -> None:
     assert study.times == [45.0, np.inf]
     early = ds.assign(recovery_time=ds["recovery_time"] * np.where(ds["start"] < 2, 5, 1))
     assert Study(early).times == [30.0, np.inf]
-    assert Study(early.assign(outcome=cut.assign_attrs(flags))).times == [30.0, 60.0, np.inf]
+    assert Study(early.assign(outcome=some.assign_attrs(OUTCOMES))).times == [30.0, 60.0, np.inf]
 
 
 def test_an_N_without_alpha_half_is_left_out() -> None:
@@ -330,9 +349,8 @@ def test_an_N_without_alpha_half_is_left_out() -> None:
 def test_the_threshold_is_a_line_or_an_arrow_to_it(a: float, across: str, up: str) -> None:
     """A threshold near the data is a line; a far one leaves them room and says where it is."""
     drawing, threshold = draw(sweep(a=a, growth=0.1)), alpha_bbp_init(a)
-    for figure in drawing.values():
-        if figure is not drawing["one_run"]:
-            assert f"= {threshold:.2f}$" in words(figure)
+    for name in ("recovery", "alpha_half"):
+        assert f"= {threshold:.2f}$" in words(drawing[name])
     [axis] = drawing["recovery"].axes
     assert verticals(axis) == ([] if across else [threshold])
     assert across in words(drawing["recovery"])
@@ -345,6 +363,71 @@ def test_the_threshold_is_a_line_or_an_arrow_to_it(a: float, across: str, up: st
     assert [m for m in (item.get_marker() for item in axis.lines) if "arrow" in str(m)] == (
         [f"${up}$"] if up else []
     )
+
+
+# time
+
+
+def bars(axis: Axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Points (n, 2) and ends of bars (n, 2) by the words of the legend."""
+    found = {}
+    for container in axis.containers:
+        if isinstance(container, ErrorbarContainer) and not container.get_label().startswith("_"):
+            points, _, [segments] = container.lines
+            ends = np.array([segment[:, 1] for segment in segments.get_segments()])
+            found[container.get_label()] = (np.asarray(points.get_xydata()), ends)
+    return found
+
+
+@pytest.mark.parametrize("name", ["decided in time", "some undecided"])
+def test_alpha_half_is_shown_by_each_time_and_in_the_end(name: str) -> None:
+    """Each with its interval and its law; undecided runs widen what is shown for the end alone."""
+    study = Study(DATA[name])
+    by = [30.0, np.inf] if name == "decided in time" else [30.0, 60.0, np.inf]
+    assert study.times == by
+    [axis] = figures.alpha_half_in_time(study).axes
+    found = bars(axis)
+    assert list(found) == [f"$t = {time:g}$" for time in by[:-1]] + ["in the end"]
+    for time, (points, ends) in zip(by, found.values(), strict=True):
+        half = study.halves.sel(by=time).dropna("N", subset=["alpha_half"])
+        np.testing.assert_allclose(points[:, 1], half["alpha_half"])
+        np.testing.assert_allclose(points[:, 0], half["N"], rtol=0.1)
+        np.testing.assert_allclose(ends, np.column_stack([half["lower"], half["upper"]]))
+        law = evaluate(study.laws_in_time[by.index(time)], "linear", study.ds["N"])
+        assert any(
+            np.allclose(law["alpha_half"], c.get_ydata())
+            for c in axis.lines
+            if len(c.get_ydata()) == 4
+        )
+
+
+def test_a_bound_of_alpha_half_is_an_arrow() -> None:
+    """Where all undecided runs could recover, alpha_half has an upper bound alone."""
+    study = Study(DATA["all undecided"])
+    end = study.halves.sel(by=np.inf)
+    assert end["alpha_half"].isnull().all()
+    assert end["most"].notnull().all()
+    [axis] = figures.alpha_half_in_time(study).axes
+    down = [c for c in axis.containers if isinstance(c, ErrorbarContainer) and c.has_yerr]
+    tops = np.concatenate([s[:, 1] for c in down for s in c.lines[2][0].get_segments()])
+    assert np.isin(end["most"], tops).all()
+
+
+def test_recovery_times_are_shown_with_the_power_laws_that_fit() -> None:
+    """Points and bars are the medians, lines c N^z; z is written with its error."""
+    study = Study(DATA["decided in time"])
+    [axis] = figures.recovery_time_against_N(study).axes
+    found, alphas = bars(axis), times.shown(study.growth)
+    assert 1 < len(alphas) <= 4
+    for alpha, (label, (points, ends)) in zip(alphas, found.items(), strict=True):
+        medians = study.recovery_times.sel(alpha=alpha)
+        np.testing.assert_allclose(points[:, 1], medians["median"])
+        np.testing.assert_allclose(ends, np.column_stack([medians["lower"], medians["upper"]]))
+        z = study.growth.sel(alpha=alpha, parameter="B")
+        value, error = z["value"].item(), z["error"].item()
+        digits = 1 - round(np.floor(np.log10(error)) + 1)
+        assert label == (rf"$\alpha = {alpha:g}$: $z = {value:.{digits}f} \pm {error:.{digits}f}$")
+    assert "The median time of the runs that recover grows as N^z: z = " in study.describe()
 
 
 # one run
@@ -502,5 +585,4 @@ def test_a_study_computes_each_result_once(monkeypatch: pytest.MonkeyPatch) -> N
     study.describe()
     assert sorted(set(calls)) == ["alpha_half", "fit_log_laws", "recovery_probability"]
     assert [calls.count(name) for name in ("alpha_half", "recovery_probability")] == [1, 1]
-    # One for the laws by the time that is looked at, one for the slope by each time.
-    assert calls.count("fit_log_laws") == 1 + len(study.times)
+    assert calls.count("fit_log_laws") == len(study.times)

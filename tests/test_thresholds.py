@@ -95,8 +95,8 @@ def test_wrong_a_is_refused_in_words(a: float) -> None:
 def test_plain_steps_are_stable_at_the_rate_that_is_told_and_not_at_four_times_it() -> None:
     """At a = 0.1 the template's 0.03 lets nearly all starts diverge; 2 / lambda_max lets none.
 
-    Of 64 starts at N = 64, alpha = 2: 0, 0.12, 0.70, 1 diverge at 1, 2, 4, 8 times that rate. Streams
-    are fixed.
+    Of 64 starts at N = 64, alpha = 2: 0, 0.12, 0.70, 1 diverge at 1, 2, 4, 8 times that rate.
+    Streams are fixed.
     """
     problem = Problem(IntensityLoss(0.1))
     instance, starts = problem.instance(0, 64, 0, M=128), problem.starts(0, 64, 0, range(16))
