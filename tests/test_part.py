@@ -85,16 +85,16 @@ def test_the_settings_of_that_cell_matter() -> None:
 def test_a_part_has_one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its process has: another number would sum in another order, and take a core."""
     seen: list[set[int]] = []
-    real = part.descend
+    real = part._compute_cell
 
     def blas() -> set[int]:
         return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
 
-    def look(*args: Any, **more: Any) -> Any:
+    def look(*args: Any) -> Any:
         seen.append(blas())
-        return real(*args, **more)
+        return real(*args)
 
-    monkeypatch.setattr(part, "descend", look)
+    monkeypatch.setattr(part, "_compute_cell", look)
     with threadpool_limits(limits=2, user_api="blas"):
         assert blas() == {2}
         compute(tiny().recipe, Part(2.0, 8, 0, 0))
