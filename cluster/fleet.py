@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from distributed import Client, Scheduler, SchedulerPlugin
 
+from cluster.local import check
 from cluster.profile import SizeClass
 from cluster.pulse import silences
 from cluster.queue import OVER, Answer, ClusterError, Ended, Listed
@@ -70,7 +71,7 @@ class Death:
 
 
 class Fleet:
-    """Workers of one class on this machine; Dask replaces them by itself."""
+    """Workers of one class on this machine; `local` replaces them by itself."""
 
     def __init__(self, size: SizeClass, jobs: int, client: Client) -> None:
         self.size, self.jobs, self.client = size, jobs, client
@@ -109,6 +110,7 @@ class Fleet:
         answer : Answer or None
             A new one of the queue; None if there is no way to ask it.
         """
+        check(self.client)
         self._count(running=len(self.scheduler.workers), pending=Counter())
 
     def retire(self, worker: str) -> None:

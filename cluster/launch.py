@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import math
-import os
 import shutil
 import signal
 import tempfile
@@ -14,21 +12,23 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
+from unittest.mock import patch
 
 import dask
-from distributed import Client, LocalCluster, Scheduler
+from distributed import Client
 from distributed.core import Status
 from distributed.security import Security
 
 from cluster import gridengine, slurm
 from cluster.admission import missing_interface
 from cluster.fleet import Death, Fleet, QueueFleet
-from cluster.profile import SILENT_SECONDS, Profile, SizeClass
+from cluster.local import ONE_THREAD, TICK_LIMIT, close, local, quiet
+from cluster.profile import Profile, SizeClass
 from cluster.pulse import Pulse
 from cluster.queue import OVER, Answer, ClusterError, Queue, command, job_id
 
@@ -39,14 +39,8 @@ WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
 """Variable in the environment of a worker in a queue: when the walltime of its job ends, in
 seconds since the epoch, by the clock of its node."""
 
-# Set before a worker process starts, so that its BLAS reads them when it is loaded.
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
-)
-# Parts are long single calls into BLAS that hold no lock of ours: not a fault.
-_TICK_LIMIT = "1h"
-_WORKER = _ONE_THREAD | {
-    "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": _TICK_LIMIT,
+_WORKER = ONE_THREAD | {
+    "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": TICK_LIMIT,
     # Nothing is kept that could be spilled, and a paused worker would never go on: the queue
     # ends a job that needs too much.
     "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
@@ -60,7 +54,7 @@ _WORKER = _ONE_THREAD | {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
 }
 _SCHEDULER = {
-    "distributed.admin.tick.limit": _TICK_LIMIT,
+    "distributed.admin.tick.limit": TICK_LIMIT,
     "distributed.scheduler.allowed-failures": 20,  # a long sweep loses many workers to walltimes
     "distributed.scheduler.worker-ttl": None,  # `Pulse` does that
     "distributed.scheduler.worker-saturation": 1.0,  # a worker that dies has one part in hand
@@ -93,62 +87,6 @@ _POLL_SECONDS = 3.0  # between two looks at the queue
 _ENDS_AT_ONCE = 50  # jobs that the queue is asked about in one look: each takes a command
 _CLOSE_SECONDS = 60.0
 _RECORD = "queue"  # in the directory of a run: the kind of the queue that has its jobs
-
-
-@contextmanager
-def local(workers: int, *, silent: float = SILENT_SECONDS) -> Iterator[Client]:
-    """Start a client on this machine: processes with one thread and one BLAS thread each.
-
-    The scheduler and its web page listen on loopback only. On leaving, whatever the workers are
-    doing is killed: what matters is on the disk.
-
-    Parameters
-    ----------
-    workers : int
-        Number of processes, >= 1.
-    silent : float
-        Seconds after which a worker that says nothing is replaced, see `Pulse`.
-    """
-    # Scratch directories stay empty: that a busy disk is slow to make them is nothing to tell.
-    slow_disk = "Creating scratch directories"
-    settings = {
-        "distributed.nanny.pre-spawn-environ": _ONE_THREAD
-        | {"PYTHONWARNINGS": f"ignore:{slow_disk}"},
-        "distributed.admin.tick.limit": _TICK_LIMIT,
-        "distributed.worker.memory.terminate": 0.95,
-        # Nobody reads it, and under Python 3.11 it can freeze the process (dask/distributed#8616).
-        "distributed.worker.profile.enabled": False,
-        "distributed.scheduler.worker-ttl": None,  # `Pulse` does that
-    }
-    with dask.config.set(settings), _quiet(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=slow_disk)
-        try:
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            )
-        except RuntimeError as error:
-            raise ClusterError(
-                f"{workers} workers on this machine must start; got: {error}. Was one killed, or "
-                "the memory full? What was finished is kept: run again, or with fewer --workers."
-            ) from error
-        client = Client(cluster)
-        Pulse(cast(Scheduler, cluster.scheduler), silent)
-        try:
-            yield client
-        finally:
-            for nanny in cluster.workers.values():
-                process = getattr(nanny, "process", None)
-                if process is not None and process.process is not None:
-                    # Not by Dask, which from this thread needs an event loop under Python 3.14.
-                    with suppress(ProcessLookupError):
-                        os.kill(process.process.pid, signal.SIGKILL)
-            _close(client)
-            _close(cluster)
 
 
 class Cluster:
@@ -290,7 +228,7 @@ def launch(
 
     On leaving, however that happens, every job of this launch is cancelled, also those that wait
     in the queue, and its certificates are removed. What other launches left of either in the same
-    directory is removed on entering. To be called from the main thread.
+    directory is removed on entering.
 
     Parameters
     ----------
@@ -339,7 +277,7 @@ def launch(
         record_queue(directory, profile.kind)
         security = stack.enter_context(_certificates(profile, directory, name, check))
         stack.enter_context(dask.config.set(_SCHEDULER))
-        stack.enter_context(_quiet())
+        stack.enter_context(quiet())
         fleets = {
             size: stack.enter_context(
                 _fleet(profile, sizes[size], n, directory, name, security, check)
@@ -486,15 +424,9 @@ def _fleet(
                 refused=refused,
             )
         finally:
-            _close(client)
+            close(client)
     finally:
-        _close(cluster)
-
-
-def _close(one: Any) -> None:
-    """Close a client or cluster of Dask. What was computed is safe: to be late is no error."""
-    with suppress(TimeoutError):
-        one.close(timeout=_CLOSE_SECONDS)
+        close(cluster)
 
 
 def _settings(profile: Profile, size: SizeClass, directory: Path, name: str) -> dict[str, Any]:
@@ -599,12 +531,12 @@ def _job_class(profile: Profile) -> type[Any]:
 
 
 def _dask_jobqueue() -> ModuleType:
-    """Import it, and put the SIGINT handler back that it replaces by one which exits with 0."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
+    """Import it without the SIGINT handler that it installs, which exits with 0.
+
+    Outside the main thread, where no handler can be installed, its import would fail.
+    """
+    with patch.object(signal, "signal"):
         import dask_jobqueue
-    finally:
-        signal.signal(signal.SIGINT, before)
     return dask_jobqueue
 
 
@@ -690,15 +622,3 @@ def _cancelled(queue: Queue, prefix: str, check: Callable[[], object]) -> list[s
         queue.cancel(jobs)
         cancelled.update(jobs)
         time.sleep(0.2)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Dask's own log out of the terminal; failures reach the driver as exceptions."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

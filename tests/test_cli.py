@@ -26,6 +26,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from analysis import figures, scaling
+from cluster import worker
 from cluster.launch import job_name, record_queue
 from pipeline import cli
 from pipeline.cli import app
@@ -431,7 +432,7 @@ def test_a_killed_worker_costs_no_cell(reference: dict[str, Any], hold: Path) ->
     workers = [
         process
         for process in psutil.Process(run.pid).children(recursive=True)
-        if "spawn_main" in " ".join(process.cmdline())
+        if worker.__name__ in process.cmdline()
     ]
     assert len(workers) == 2
     workers[0].kill()

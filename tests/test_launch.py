@@ -30,8 +30,8 @@ from cluster.launch import (
     job_name,
     job_script,
     launch,
-    local,
 )
+from cluster.local import local
 from cluster.preflight import preflight, versions
 from cluster.profile import Profile
 from cluster.queue import Ended, Listed

@@ -15,7 +15,7 @@ import pytest
 from distributed import Client
 
 from cluster import pulse as pulse_module
-from cluster.launch import local
+from cluster.local import local
 from cluster.pulse import Pulse, silences
 
 

@@ -137,7 +137,7 @@ def cells(folder: Path) -> None:
 
 def parts(folder: Path, number: int) -> None:
     """Measure how fast parts go through the graph that take no time."""
-    from cluster.launch import local
+    from cluster.local import local
     from pipeline.drive import Lane, Progress, drive
 
     sweep, store = sweep_of(number // 1000, 10, 100), Store(folder / "large.zarr")
