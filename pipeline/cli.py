@@ -1,4 +1,4 @@
-"""The verbs of `alphasweep`; the only place that composes pipeline, cluster and analysis."""
+"""The verbs of `alphasweep`: what they print, and how they end. A run itself is `pipeline.run`."""
 
 from __future__ import annotations
 
@@ -7,54 +7,48 @@ import logging
 import math
 import os
 import shlex
-import shutil
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import psutil
 import typer
 
 from pipeline import terminal
-from pipeline.dataset import DONE, FAILED, MISSING
+from pipeline.dataset import FAILED, MISSING
 from pipeline.files import replace_text
 from pipeline.layout import figures_folder
-from pipeline.plan import (
-    MARGIN,
-    SECONDS_PER_PART,
-    CostModel,
-    Plan,
-    calibrate,
-    lacking,
-    make_plan,
-)
+from pipeline.plan import Plan, calibrate, make_plan
 from pipeline.provenance import code_version
-from pipeline.spec import Sweep, SweepError, gains, load, preset_names, template, widened
-from pipeline.store import Store, StoreError, Writer, wider_sweep
+from pipeline.run import (
+    SUBMITTED,
+    RunError,
+    cost_model,
+    driver_name,
+    existing,
+    placement,
+    queue_of,
+    run_directory,
+    seconds_per_part,
+    source,
+    staff,
+)
+from pipeline.run import run as compose
+from pipeline.spec import Sweep, SweepError, gains, preset_names, template, widened
+from pipeline.status import status as look
+from pipeline.store import Store, StoreError
 from pipeline.terminal import say
+from pipeline.words import between
 
 if TYPE_CHECKING:  # distributed takes a second to load
-    from distributed import Client
-
     from analysis.study import Study
-    from cluster.crew import Crew
-    from cluster.queue import Queue
-    from pipeline.drive import Lane, Progress
+    from cluster.placement import Placement
+    from cluster.profile import Profile
 
-_SECONDS_PER_PART_QUEUED = 60.0
-_WAIT_SECONDS = 60.0  # until jobs that wait are worth a line, and between two such lines
-_SUBMITTED = "driver.job"  # beside the store: the id of the job of a submitted driver
-_HOW_OVER = {"PENDING": 1, "COMPLETING": 2}  # of the jobs of one driver, the first is shown
-_KILLED_AT = 0.95  # of its share of the memory, see cluster.launch.local
 _REQUEUE_STATUS = 75  # EX_TEMPFAIL; cluster.submit's script then puts the job back
-# What has to be the same on driver and workers, or numbers or messages would not be.
-_SAME_VERSIONS = ("alphasweep", "numpy", "scipy", "distributed", "dask", "cloudpickle")
-_SAME_FILES = ("kernels", "pipeline")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -165,22 +159,21 @@ def plan(
     ] = False,
 ) -> None:
     """Show what a run would do and cost, without running it. Exits 1 if it does not fit."""
-    wanted, place = _sweep_and_store(sweep, store)
     with _reported_errors():
-        model = _cost_model(wanted, place)
-        todo = _plan(wanted, place, model, _part_seconds(part_seconds, on), retry_failed)
+        wanted, place = source(sweep, store)
+        todo = _plan(wanted, place, part_seconds, on, retry_failed)
         found = {"store": str(place.path)} | todo.numbers()
         try:
-            found |= _staff(todo, workers, on)
+            found |= staff(todo, workers, on)
         finally:
             print(json.dumps(found)) if as_json else terminal.show_plan(found)
         if on and "classes" in found:
-            placement = _Placement(on, todo)
+            placed = placement(on, todo)
             if not as_json:
-                _show_jobs(placement, found["classes"], place)
-            submits = placement.profile.kind == "slurm" and placement.profile.driver
-            driver = _driver_script(placement, place, []) if submits else ""
-            placement.ask(place, driver=driver, here=False)
+                _show_jobs(placed, found["classes"], place)
+            submits = placed.profile.kind == "slurm" and placed.profile.driver
+            driver = _driver_script(placed.profile, place, []) if submits else ""
+            _ask(placed, on, place, driver)
     _end_if_lost()
 
 
@@ -198,31 +191,22 @@ def run(
     ] = False,
 ) -> None:
     """Compute what is missing, then draw the figures. Running again resumes."""
-    wanted, place = _sweep_and_store(sweep, store)
-    seconds = _part_seconds(part_seconds, on)
     with _reported_errors(), _signals():
-        model = _cost_model(wanted, place)
-        if not place.exists() or wider_sweep(place, wanted) != place.sweep():
-            # What does not fit is refused before anything is written.
-            foreseen = _plan(wanted, place, model, seconds, retry_failed)
-            _staff(foreseen, workers, on)
-            if on:
-                _Placement(on, foreseen).ask(place)
-        with terminal.hurried(), place.lock(wait=wait) as writer:
-            writer.prepare(wanted, mix=other_numbers)
-            todo = _plan(wanted, place, model, seconds, retry_failed)
-            if any(todo.parts.values()):
-                _compute(wanted, writer, todo, workers, on)
-            else:
-                say(f"{wanted.name}: nothing is to be computed; the figures are drawn again.")
-            # Workers of an earlier driver may have handed in what the plan then left to them.
-            writer.collect()
-            if lost := lacking(wanted, place):
-                raise StoreError(
-                    f"store {place.path} must hold every cell that was computed; {lost:,} are not "
-                    f"in it: see alphasweep status --history {place.path}, and run again."
-                )
-        _conclude(place)
+        with terminal.hurried(), terminal.telling() as watch:
+            result = compose(
+                sweep,
+                store,
+                on,
+                workers,
+                watch=watch,
+                part_seconds=part_seconds,
+                retry_failed=retry_failed,
+                other_numbers=other_numbers,
+                wait=wait,
+            )
+        if result.progress:
+            terminal.show_cost(result.progress, result.plan)
+        _conclude(Store(result.store))
 
 
 @app.command()
@@ -239,22 +223,21 @@ def submit(
     from cluster.queue import command as ask_command
     from cluster.submit import submit as submit_job
 
-    wanted, place = _sweep_and_store(sweep, store)
-    seconds = _part_seconds(part_seconds, on)
     with _reported_errors():
-        model = _cost_model(wanted, place)
-        placement = _Placement(on, _plan(wanted, place, model, seconds, retry_failed))
+        wanted, place = source(sweep, store)
+        seconds = seconds_per_part(part_seconds, on)
+        placed = placement(on, _plan(wanted, place, seconds, on, retry_failed))
         command = [sys.executable, "-m", "pipeline.cli", "run", str(place.path), "--wait"]
         command += ["--on", str(on.absolute()), "--part-seconds", str(seconds)]
         command += ["--retry-failed"] * retry_failed + ["--other-numbers"] * other_numbers
-        script = _driver_script(placement, place, command)
+        script = _driver_script(placed.profile, place, command)
         ask_command("sbatch", "--version")
-        placement.ask(place, driver=script, here=False)
+        _ask(placed, on, place, script)
         with place.lock() as writer:
             writer.prepare(wanted, mix=other_numbers)
-        record_queue(_run_directory(place), placement.profile.kind)
+        record_queue(run_directory(place), placed.profile.kind)
         job = submit_job(script)
-        replace_text(place.control / _SUBMITTED, job)
+        replace_text(place.control / SUBMITTED, job)
     say(
         f"Submitted the driver of {place.path} as job {job}; its log: {_driver_log(place)}\n"
         f"See how it goes:  alphasweep status {_typed(place.path)} --watch\n"
@@ -271,8 +254,8 @@ def cancel(store: StoreArgument) -> None:
     place = Store(store)
     with _reported_errors():
         place.sweep()
-        queue = _queue_of(place)
-        name, pid = _driver_name(place), place.holder_here()
+        queue = queue_of(place)
+        name, pid = driver_name(place), place.holder_here()
         try:
             jobs = queue.jobs(name) if queue else {}
         except ClusterError:
@@ -287,16 +270,16 @@ def cancel(store: StoreArgument) -> None:
             _fail(f"{place.path} is driven by {driver}; it is no job: stop it there.")
         try:
             with place.lock(wait=True) as writer:
-                end(_run_directory(place), queue=queue, check=writer.check)
+                end(run_directory(place), queue=queue, check=writer.check)
                 writer.collect()
         except OSError as error:  # a full disk, say: what costs core-hours ends all the same
-            end(_run_directory(place), queue=queue)
+            end(run_directory(place), queue=queue)
             _fail(
                 f"the driver and the workers of {place.path} are ended, but the store must be "
                 f"writable to commit what they had finished; got: {error.strerror or error}. That "
                 "is kept: make room, and run again."
             )
-    terminal.show_status(_status(place))
+    terminal.show_status(asdict(look(store)))
 
 
 @app.command()
@@ -331,7 +314,7 @@ def extend(
                 (sum(more.values()) - sum(less.values())) / 3600
                 for more, less in ((new.least, old.least), (new.most, old.most))
             )
-            cost = terminal.between(least, most)
+            cost = between(least, most)
             say(f"Adding {gains(before, wanted)}; they take {cost} core-hours.")
             writer.prepare(wanted, mix=other_numbers)
     say(f"{cells:,} cells were added. Compute them: alphasweep run {_typed(store)}")
@@ -355,9 +338,9 @@ def status(
     place = Store(store)
     with _reported_errors():
         if watch:
-            terminal.watch(lambda: _status(place))
+            terminal.watch(lambda: asdict(look(store)))
             return
-        found = _status(place)
+        found = asdict(look(store))
         if failures:
             found["failures"] = place.failures()
         if history:
@@ -429,18 +412,6 @@ def open_(store: StoreArgument) -> None:
     _end_if_lost()
 
 
-def _sweep_and_store(source: str, store: Path | None) -> tuple[Sweep, Store]:
-    with _reported_errors():
-        # os.path: of what cannot be a path, it says that there is none.
-        if source not in preset_names() and os.path.isfile(Path(source, "zarr.json")):  # noqa: PTH113
-            sweep, place = Store(source).sweep(), Store(store or source)
-        else:
-            sweep = load(source)
-            place = Store(store or f"{sweep.name}.zarr")
-        place.exists()  # refuses what is there and no store, before anything is made beside it
-    return sweep, place
-
-
 def _typed(path: Path) -> str:
     """Write a path so that a shell takes it for a path."""
     text = str(path)
@@ -448,424 +419,49 @@ def _typed(path: Path) -> str:
     return shlex.quote(f"./{text}" if is_other else text)
 
 
-def _cost_model(sweep: Sweep, store: Store) -> CostModel:
-    there = store if store.exists() else None
-    if there:
-        wider_sweep(there, sweep)  # refuses the store of another sweep before it is measured
-    return calibrate(sweep.recipe, there)
+def _plan(
+    sweep: Sweep, store: Store, seconds: float | None, on: Path | None, retry_failed: bool
+) -> Plan:
+    return make_plan(
+        sweep,
+        cost_model(sweep, store),
+        existing(store),
+        seconds_per_part=seconds_per_part(seconds, on),
+        retry_failed=retry_failed,
+    )
 
 
-def _plan(sweep: Sweep, store: Store, model: CostModel, seconds: float, retry_failed: bool) -> Plan:
-    there = store if store.exists() else None
-    return make_plan(sweep, model, there, seconds_per_part=seconds, retry_failed=retry_failed)
+def _ask(placed: Placement, on: Path, store: Store, driver: str) -> None:
+    """Have refused what the queue would not run, if the driver runs elsewhere; tell its doubts."""
+    for doubt in placed.ask(on, run_directory=run_directory(store), driver=driver, here=False):
+        terminal.warn(doubt)
 
 
-def _staff(todo: Plan, workers: int | None, on: Path | None) -> dict[str, Any]:
-    """Say who would compute the plan, and how long it takes; refuse what does not fit.
-
-    Returns
-    -------
-    dict
-        Empty if there is nothing to do. ``workers``, ``wall_seconds_least`` and
-        ``wall_seconds_most``, without the time in a queue; with a cluster also a list of
-        ``classes`` with their ``name``, ``sizes`` (N), ``jobs``, ``parts``, ``core_hours_least``,
-        ``core_hours_most``, ``longest_part_seconds`` and ``memory_bytes`` of what they compute,
-        and ``walltime_seconds`` and ``job_memory_bytes`` of their jobs.
-    """
-    found: dict[str, Any] = {}
-    if not any(todo.parts.values()):
-        return found
-    if on is None:
-        groups = [(tuple(todo.parts), _workers(todo, workers))]
-    else:
-        placement = _Placement(on, todo)
-        found["classes"] = placement.classes()
-        groups = [(row["sizes"], row["jobs"]) for row in found["classes"]]
-    least, most = todo.wall(groups)
-    number = sum(jobs for _, jobs in groups)
-    return found | {"workers": number, "wall_seconds_least": least, "wall_seconds_most": most}
-
-
-def _part_seconds(asked: float | None, on: Path | None) -> float:
-    # A worker of a queue is minutes old before it computes, and its driver has hundreds of them.
-    return asked or (_SECONDS_PER_PART_QUEUED if on else SECONDS_PER_PART)
-
-
-class _Placement:
-    """Which class of a profile computes which N, and with how many jobs.
-
-    Raises ClusterError or ProfileError, naming what does not fit, before anything is submitted.
-    """
-
-    def __init__(self, path: Path, todo: Plan) -> None:
-        from cluster.profile import ProfileError
-        from cluster.profile import load as load_profile
-
-        self.path, self.profile = path, load_profile(path)
-        self.todo = todo
-        self.sizes: dict[str, list[int]] = {}
-        problems = []
-        for N, parts in todo.parts.items():
-            if not parts:
-                continue
-            size = self.profile.class_for(N)
-            self.sizes.setdefault(size.name, []).append(N)
-            where = f"profile file {path}, class {size.name}"
-            longest = MARGIN * todo.longest[N]
-            if todo.bytes[N] > size.memory:
-                problems.append(
-                    f"{where}: memory must be at least {terminal.size(todo.bytes[N])}, which N = "
-                    f"{N} takes; got {terminal.size(size.memory)}."
-                )
-            if longest > size.walltime:
-                problems.append(
-                    f"{where}: walltime must be at least {terminal.duration(longest)}, {MARGIN} "
-                    f"times the longest part of N = {N}; got {terminal.duration(size.walltime)}: "
-                    "raise it, or lower --part-seconds."
-                )
-        if len(self.sizes) > self.profile.jobs:
-            problems.append(
-                f"profile file {path}, jobs: must be at least {len(self.sizes)}, one for each "
-                f"class in use; got {self.profile.jobs}."
-            )
-        if problems:
-            raise ProfileError(problems)
-
-    def ask(self, store: Store, *, driver: str = "", here: bool = True) -> None:
-        """Ask this machine and the queue whether they would run the jobs, and warn of doubts.
-
-        Parameters
-        ----------
-        store : Store
-        driver : str
-            The script of the driver's own job, if it is to have one.
-        here : bool
-            Whether the driver runs on this machine.
-
-        Raises
-        ------
-        ProfileError
-            If some would never run; each is named.
-        """
-        from cluster.admission import missing_interface, outlooks
-        from cluster.launch import job_script
-        from cluster.profile import ProfileError
-
-        if self.profile.kind == "local":
-            return
-        directory = _run_directory(store)
-        scripts = {
-            f"class {size.name}": job_script(self.profile, size, run_directory=directory)
-            for size in self.profile.classes
-            if size.name in self.sizes
-        }
-        found = outlooks(self.profile, scripts | ({"[driver]": driver} if driver else {}))
-        where, missing = f"profile file {self.path}", missing_interface(self.profile)
-        for what, outlook in found.items():
-            if outlook.doubt:
-                terminal.warn(f"{where}, {what}: {outlook.doubt}")
-        refused = [f"{where}, {k}: {each.refusal}" for k, each in found.items() if each.refusal]
-        if missing and here:
-            refused.append(missing)
-        elif missing:
-            terminal.warn(missing)
-        if refused:
-            raise ProfileError(refused)
-
-    @property
-    def jobs(self) -> dict[str, int]:
-        """How many jobs each class starts with: as its share of the work, at least one."""
-        seconds = {name: self.seconds(name) for name in self.sizes}
-        free = self.profile.jobs - len(seconds)
-        shares = {name: int(free * s / sum(seconds.values())) for name, s in seconds.items()}
-        return {name: min(1 + share, self.parts(name)) for name, share in shares.items()}
-
-    @property
-    def reserve(self) -> dict[str, int]:
-        """The class above those in use, if there is one: for parts that need too much memory."""
-        used = [k for k, size in enumerate(self.profile.classes) if size.name in self.sizes]
-        return {size.name: 0 for size in self.profile.classes[used[-1] + 1 :][:1]}
-
-    def seconds(self, name: str) -> float:
-        """Predicted core-seconds of a class."""
-        return sum(self.todo.seconds[N] for N in self.sizes[name])
-
-    def parts(self, name: str) -> int:
-        """Parts of a class."""
-        return sum(self.todo.parts[N] for N in self.sizes[name])
-
-    def classes(self) -> list[dict[str, Any]]:
-        """Say what each class in use computes, and what its jobs ask for, see `_staff`."""
-        return [
-            {
-                "name": size.name,
-                "sizes": self.sizes[size.name],
-                "jobs": self.jobs[size.name],
-                **self.todo.of(self.sizes[size.name]),
-                "walltime_seconds": size.walltime,
-                "job_memory_bytes": size.memory,
-            }
-            for size in self.profile.classes
-            if size.name in self.sizes
-        ]
-
-
-def _show_jobs(placement: _Placement, classes: list[dict[str, Any]], store: Store) -> None:
+def _show_jobs(placed: Placement, classes: list[dict[str, Any]], store: Store) -> None:
     from cluster.launch import job_script
 
-    profile = placement.profile
     terminal.show_classes(classes)
     say("N goes to the smallest class whose up_to_N holds it.")
-    if profile.kind != "local":
-        for size in profile.classes:
-            if size.name in placement.sizes:
-                say(f"\nThe script of a job of class {size.name}:\n")
-                say(job_script(profile, size, run_directory=_run_directory(store)))
-
-
-def _run_directory(store: Store) -> Path:
-    return store.control / "cluster"
-
-
-def _queue_of(store: Store) -> Queue | None:
-    """Return the queue that has the jobs of a store, or had them last."""
-    from cluster import slurm
-    from cluster.launch import queue_of
-
-    if queue := queue_of(_run_directory(store)):
-        return queue
-    # Submitted by a version that kept no note of it, and not begun.
-    submitted = (store.control / _SUBMITTED).exists() and shutil.which("squeue")
-    return slurm if submitted else None
-
-
-def _driver_name(store: Store) -> str:
-    from cluster.launch import driver_name
-
-    return driver_name(_run_directory(store))
+    if placed.profile.kind != "local":
+        for size in placed.classes:
+            say(f"\nThe script of a job of class {size.name}:\n")
+            say(job_script(placed.profile, size, run_directory=run_directory(store)))
 
 
 def _driver_log(store: Store) -> Path:
     return store.control / "driver.log"
 
 
-def _driver_script(placement: _Placement, store: Store, command: list[str]) -> str:
+def _driver_script(profile: Profile, store: Store, command: list[str]) -> str:
     from cluster.submit import driver_script
 
     return driver_script(
-        placement.profile,
+        profile,
         command,
         log=_driver_log(store),
-        record=store.control / _SUBMITTED,
-        job_name=_driver_name(store),
+        record=store.control / SUBMITTED,
+        job_name=driver_name(store),
     )
-
-
-def _compute(
-    sweep: Sweep, writer: Writer, todo: Plan, workers: int | None, on: Path | None
-) -> None:
-    from pipeline.drive import drive  # distributed takes a second to load
-
-    found = todo.numbers()
-    cost = terminal.between(found["core_hours_least"], found["core_hours_most"])
-    say(
-        f"{sweep.name}: {found['missing']:,} cells to compute, {cost} core-hours; {todo.done:,} of "
-        f"{todo.cells:,} are done."
-    )
-    crew = _queue(writer, todo, on) if on else _this_machine(todo, workers)
-    try:
-        with crew as (lanes, workforce), terminal.progress(todo) as watch:
-            if workforce:
-                watch = _telling_why_jobs_wait(watch, workforce)
-            end = drive(sweep, writer, todo, lanes, watch=watch, workforce=workforce)
-    except KeyboardInterrupt:
-        with suppress(OSError, StoreError):  # the parts stay, and the next run commits them
-            writer.collect()
-        raise
-    terminal.show_cost(end, todo)
-
-
-def _telling_why_jobs_wait(
-    watch: Callable[[Progress], None], crew: Crew
-) -> Callable[[Progress], None]:
-    """Also tell why jobs wait: after a minute, and when that changes, once a minute at most."""
-    from cluster.slurm import remedy
-
-    told: dict[str, set[str]] = {}
-    quiet_until = _WAIT_SECONDS
-
-    def telling(where: Progress) -> None:
-        nonlocal quiet_until
-        watch(where)
-        if where.elapsed < quiet_until:
-            return
-        for name, state in crew.state().items():
-            reasons = state["reasons"].keys() - {"None", "unknown"}  # it has not looked at them yet
-            if reasons and reasons != told.get(name):
-                told[name] = reasons
-                quiet_until = where.elapsed + _WAIT_SECONDS
-                say(terminal.why_jobs_wait(name, state, remedy))
-
-    return telling
-
-
-@contextmanager
-def _this_machine(todo: Plan, workers: int | None) -> Iterator[tuple[list[Lane], None]]:
-    from cluster.launch import local
-    from cluster.pulse import silences
-    from pipeline.drive import Lane
-
-    number = _workers(todo, workers)
-    say(f"{number} workers on this machine")
-    with local(number) as client:
-        heard = partial(silences, client)
-        yield [Lane(client, tuple(todo.parts), lambda: number, silences=heard)], None
-
-
-@contextmanager
-def _queue(writer: Writer, todo: Plan, on: Path) -> Iterator[tuple[list[Lane], Crew]]:
-    from cluster.crew import Crew
-    from cluster.launch import launch
-    from cluster.preflight import preflight, versions
-    from cluster.pulse import silences
-    from pipeline.drive import Lane
-
-    store, placement = writer.store, _Placement(on, todo)
-    placement.ask(store)
-    profile, jobs = placement.profile, placement.jobs
-    if profile.kind != "local":
-        jobs |= placement.reserve
-    memory = {size.name: size.memory for size in profile.classes}
-    expected = versions(_SAME_VERSIONS)
-
-    def examine(size_class: str, client: Client) -> list[str]:
-        return preflight(
-            client,
-            expected=expected,
-            files=_SAME_FILES,
-            token_directory=store.control,
-            memory=memory[size_class] if profile.kind != "local" else 0,
-        )
-
-    with launch(
-        profile,
-        jobs,
-        run_directory=_run_directory(store),
-        token=writer.token,
-        check=writer.check,
-    ) as cluster:
-        for name, number in placement.jobs.items():
-            say(f"{number} jobs of class {name} submitted to {profile.kind}")
-        for name, page in cluster.dashboards.items():
-            port = page.split(":")[2].split("/")[0]
-            host = socket.gethostname()
-            tunnel = f"ssh -L {port}:127.0.0.1:{port} {host}"
-            say(f"dashboard of {name}: {page} (from elsewhere: {tunnel})")
-        crew = Crew(cluster, jobs, examine)
-        yield (
-            [
-                Lane(
-                    cluster.client(name),
-                    tuple(placement.sizes.get(name, ())),
-                    partial(crew.workers, name),
-                    partial(crew.want, name),
-                    partial(silences, cluster.client(name)),
-                )
-                for name in jobs
-            ],
-            crew,
-        )
-
-
-def _workers(todo: Plan, asked: int | None) -> int:
-    from dask.system import CPU_COUNT  # a container may use less than there is
-    from distributed.system import MEMORY_LIMIT
-
-    bytes_of = {N: todo.bytes[N] for N, parts in todo.parts.items() if parts}
-    largest = max(bytes_of, key=bytes_of.__getitem__)
-    # Each worker has its share, and is killed when it holds nearly all of that.
-    most = int(_KILLED_AT * MEMORY_LIMIT / bytes_of[largest])
-    if most < (asked or 1):
-        need, limit = terminal.size(bytes_of[largest]), terminal.size(_KILLED_AT * MEMORY_LIMIT)
-        remedy = f"lower --workers to {most}" if most else "leave out the largest N or alpha"
-        raise _TooLargeError(
-            f"{asked or 1} workers on this machine must have {need} each, which N = {largest} "
-            f"takes; they can have {limit} in all: {remedy}, or use a cluster, --on PROFILE."
-        )
-    fitting = int(0.8 * min(MEMORY_LIMIT, psutil.virtual_memory().available) / bytes_of[largest])
-    return asked or max(1, min(int(CPU_COUNT), fitting, sum(todo.parts.values())))
-
-
-def _status(store: Store) -> dict[str, Any]:
-    sweep, waiting, cells = store.sweep(), store.parts(), store.status()
-    failed = int((cells == FAILED).sum())
-    done = min(
-        cells.size - failed,
-        int((cells == DONE).sum()) + sum(len(part.seeds) for part in waiting),
-    )
-    holder = store.holder()
-    said = store.progress() if holder else {}
-    running = min(int(said.get("running", 0)), cells.size - done - failed)
-    begun = said.get("predicted_done", 0.0) + said.get("predicted_running", 0.0)
-    found = {
-        "store": str(store.path),
-        "name": sweep.name,
-        "cells": cells.size,
-        "done": done,
-        "running": running,
-        "failed": failed,
-        "missing": cells.size - done - failed - running,
-        "rate": float(said.get("rate", 0.0)),
-        "parts": said.get("parts", 0),
-        "parts_done": said.get("parts_done", 0),
-        "parts_running": said.get("parts_running", 0),
-        "longest_seconds": said.get("longest_seconds", 0.0),
-        "longest_predicted": said.get("longest_predicted", 0.0),
-        "seconds_left": said.get("seconds_left"),
-        "stalled_seconds": said.get("stalled", 0.0),
-        "silent_workers": said.get("silent", 0),
-        "silent_seconds": said.get("silence", 0.0),
-        "driver": holder,
-        "driver_job": _driver_job(store),
-        "cluster": said.get("cluster", {}),
-        "core_hours_used": sum(c["core_seconds"] for c in said.get("cluster", {}).values()) / 3600,
-        "core_hours_left": (said.get("predicted_seconds", 0.0) - begun) / 3600,
-        "efficiency": _efficiency(said),
-        "errors": [f"{failure['part']}: {failure['error']}" for failure in store.failures()],
-    }
-    if found["cluster"] or found["driver_job"]:
-        from cluster.slurm import remedy
-
-        waits = [reason for state in found["cluster"].values() for reason in state["reasons"]]
-        waits += [found["driver_job"]["reason"]] if found["driver_job"] else []
-        found["remedies"] = {reason: text for reason in waits if (text := remedy(reason))}
-    return found
-
-
-def _driver_job(store: Store) -> dict[str, str] | None:
-    """Tell of the driver's own job, if it was submitted and is not over."""
-    if not (store.control / _SUBMITTED).exists() or not (queue := _queue_of(store)):
-        return None
-    if not store.has_own_folder():
-        return None
-    from cluster.queue import ClusterError
-
-    try:
-        jobs = queue.jobs(_driver_name(store))
-    except ClusterError as error:
-        last = (store.control / _SUBMITTED).read_text().strip()
-        return {"id": last, "state": "UNKNOWN", "reason": str(error)}
-    # One that ends may have submitted the next, which waits for that.
-    for job, found in sorted(jobs.items(), key=lambda each: _HOW_OVER.get(each[1].state, 0)):
-        return {"id": job, "state": found.state, "reason": found.reason}
-    return None
-
-
-def _efficiency(said: dict[str, Any]) -> float | None:
-    """Kernel seconds over the core-seconds that were held for them."""
-    held = sum(c["core_seconds"] for c in said.get("cluster", {}).values())
-    held = held or said.get("workers", 0) * said.get("elapsed", 0.0)
-    return said["kernel_seconds"] / held if held else None
 
 
 def _conclude(store: Store) -> None:
@@ -944,10 +540,6 @@ def _draw(
     ]
 
 
-class _TooLargeError(RuntimeError):
-    """A sweep that this machine has no memory for."""
-
-
 class _Requeue(KeyboardInterrupt):
     """The driver's own job is about to end: stop, and say that there is more to do."""
 
@@ -956,7 +548,7 @@ class _Requeue(KeyboardInterrupt):
 def _reported_errors() -> Iterator[None]:
     try:
         yield
-    except (StoreError, SweepError, _TooLargeError) as error:
+    except (StoreError, SweepError, RunError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(

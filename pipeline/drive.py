@@ -24,6 +24,7 @@ from pipeline.part import Part
 from pipeline.plan import MARGIN, Plan, Work
 from pipeline.spec import Sweep
 from pipeline.store import Block, Failure, StoreError, Writer
+from pipeline.words import duration, under_way
 
 ATTEMPTS = 3
 TIMEOUTS = 3
@@ -69,6 +70,20 @@ class Progress:
     silent: int = 0
     silence: float = 0.0
 
+    def __str__(self) -> str:
+        rate = self.runs_now / self.elapsed if self.elapsed else 0.0
+        if self.stalled:
+            left = f", nothing finished for {duration(self.stalled)}"
+        elif self.seconds_left:
+            left = f", about {duration(self.seconds_left)} left"
+        else:
+            left = ""
+        return (
+            f"{self.parts_done}/{self.parts} parts, {rate:.3g} runs/s, {self.failed} failed, "
+            f"{self.workers} workers{f', {self.silent} silent' if self.silent else ''}"
+            f"{under_way(asdict(self))}{left}"
+        )
+
     @property
     def rate(self) -> float:
         """Cells a second of this run."""
@@ -100,7 +115,7 @@ class Lane:
     workers : callable
         How many workers may be given work now.
     want : callable
-        Told how many parts of the lane are left.
+        Told every second or so how many parts of the lane are left; what it raises ends the run.
     silences : callable
         How long workers have said nothing, in seconds, by address; of those that are silent.
     """
@@ -151,7 +166,7 @@ def drive(
     plan: Plan,
     lanes: Sequence[Lane],
     *,
-    watch: Callable[[Progress], None],
+    watch: Callable[[Progress], object],
     workforce: Workforce | None = None,
 ) -> Progress:
     """Compute and commit everything in the plan.
@@ -203,7 +218,7 @@ class _Run:
         writer: Writer,
         plan: Plan,
         lanes: Sequence[Lane],
-        watch: Callable[[Progress], None],
+        watch: Callable[[Progress], object],
         workforce: Workforce | None,
     ) -> None:
         self._writer, self._plan, self._watch = writer, plan, watch

@@ -22,6 +22,7 @@ from pipeline.layout import seeds_per_chunk
 from pipeline.part import Part
 from pipeline.spec import Recipe, Sweep
 from pipeline.store import Block, Store, wider_sweep
+from pipeline.words import between
 
 SECONDS_PER_PART = 5.0
 MARGIN = 1.5  # a part may take so much longer than predicted
@@ -286,6 +287,20 @@ class Plan:
     _runs: _Runs
     _cost: npt.NDArray[np.float64]
 
+    def __str__(self) -> str:
+        if not any(self.parts.values()):
+            return f"{self.name}: nothing is to be computed."
+        cost = between(*(sum(each.values()) / 3600 for each in (self.least, self.most)))
+        return (
+            f"{self.name}: {sum(self.missing.values()):,} cells to compute, {cost} core-hours; "
+            f"{self.done:,} of {self.cells:,} are done."
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return self._sweep.name
+
     def work(self, sizes: Collection[int] | None = None) -> Iterator[Work]:
         """Yield what is missing at these N (default: all), the longest parts first.
 
@@ -337,7 +352,7 @@ class Plan:
         """
         sizes = self._sweep.grid.N
         return {
-            "name": self._sweep.name,
+            "name": self.name,
             "cells": self.cells,
             "done": self.done,
             "handed_in": self.handed_in,

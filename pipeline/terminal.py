@@ -10,8 +10,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -21,6 +20,8 @@ from rich.table import Table
 from uncertainties import ufloat
 
 from pipeline.plan import Plan
+from pipeline.run import Doubt, Watch
+from pipeline.words import between, duration, size, under_way
 
 if TYPE_CHECKING:  # distributed takes a second to load
     from pipeline.drive import Progress as Where
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # distributed takes a second to load
 _PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
 _WATCH_SECONDS = 3.0
 _PATIENCE = 1.0  # seconds, with a reader who does not read, while a run goes on
-_LONG_PART = 30.0  # seconds after which one is told of while it runs
 _ERRORS = 10  # failed cells that are listed without being asked for
 _NO_ANSWER_SECONDS = 60.0  # of a queue: some take half of that
 
@@ -239,18 +239,36 @@ def _between(at: xr.Dataset) -> str:
 
 
 @contextmanager
-def progress(plan: Plan) -> Iterator[Callable[[Where], None]]:
-    """Show how far a run is: a bar on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        yield _PlainLines()
-        return
+def telling() -> Iterator[Watch]:
+    """Print what a run tells; how far it is as a bar on a terminal, in plain lines elsewhere."""
+    with ExitStack() as stack:
+        show: Callable[[Where], None] | None = None
+
+        def watch(event: Plan | Where | str) -> None:
+            nonlocal show
+            if isinstance(event, Plan) and not any(event.parts.values()):
+                say(f"{event.name}: nothing is to be computed; the figures are drawn again.")
+            elif isinstance(event, Doubt):
+                warn(event)
+            elif isinstance(event, Plan | str):
+                say(str(event))
+            else:
+                if show is None:
+                    is_bar = console.is_terminal
+                    show = stack.enter_context(_bar(event)) if is_bar else _PlainLines()
+                show(event)
+
+        yield watch
+
+
+@contextmanager
+def _bar(where: Where) -> Iterator[Callable[[Where], None]]:
     with Progress(BarColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
         # In predicted seconds, not parts: the long ones come first.
-        task = bar.add_task("", total=sum(plan.seconds.values()), note="starting workers")
+        task = bar.add_task("", total=where.predicted_seconds, note="starting workers")
 
         def watch(where: Where) -> None:
-            note = f"{_note(where)}{_left(where)}"
-            bar.update(task, completed=where.predicted_begun, note=note)
+            bar.update(task, completed=where.predicted_begun, note=str(where))
 
         yield watch
 
@@ -262,32 +280,7 @@ class _PlainLines:
     def __call__(self, where: Where) -> None:
         if where.elapsed >= self._next or where.parts_done == where.parts:
             self._next = where.elapsed + _PLAIN_EVERY
-            say(f"{_note(where)}{_left(where)}")
-
-
-def _note(where: Where) -> str:
-    rate = where.runs_now / where.elapsed if where.elapsed else 0.0
-    return (
-        f"{where.parts_done}/{where.parts} parts, {rate:.3g} runs/s, {where.failed} failed, "
-        f"{where.workers} workers{f', {where.silent} silent' if where.silent else ''}"
-        f"{under_way(asdict(where))}"
-    )
-
-
-def under_way(where: Mapping[str, Any]) -> str:
-    """Tell of parts that take long, by the `Progress` of a run as a document."""
-    number, seconds = where.get("parts_running", 0), where.get("longest_seconds", 0.0)
-    if seconds < _LONG_PART:
-        return ""
-    parts = "1 part running" if number == 1 else f"{number} parts running, the first"
-    return f", {parts} for {duration(seconds)} of about {duration(where['longest_predicted'])}"
-
-
-def _left(where: Where) -> str:
-    if where.stalled:
-        return f", nothing finished for {duration(where.stalled)}"
-    left = where.seconds_left
-    return f", about {duration(left)} left" if left else ""
+            say(str(where))
 
 
 def show_status(found: Mapping[str, Any]) -> None:
@@ -296,6 +289,9 @@ def show_status(found: Mapping[str, Any]) -> None:
         f"{found['store']}: {found['done']:,} of {found['cells']:,} cells done, "
         f"{found['running']:,} running, {found['failed']:,} failed, {found['missing']:,} missing"
     )
+    if shares := found["outcomes"]:
+        each = ", ".join(f"{share:.1%} {outcome}" for outcome, share in shares.items())
+        say(f"of the starts: {each}")
     for error in found["errors"][:_ERRORS]:
         say(f"failed: {error}")
     if len(found["errors"]) > _ERRORS:
@@ -355,26 +351,6 @@ def show_status(found: Mapping[str, Any]) -> None:
         )
 
 
-def why_jobs_wait(name: str, state: Mapping[str, Any], remedy: Callable[[str], str]) -> str:
-    """Say why jobs of a class wait, and what ends a wait that does not end by itself.
-
-    Parameters
-    ----------
-    name : str
-        Of the class.
-    state : mapping
-        As `cluster.launch.Cluster.state` has it.
-    remedy : callable
-        Takes a reason, and returns what ends it, or "".
-    """
-    why = [
-        f"{number} {reason}"
-        + (f", which does not end by itself: {ends}" if (ends := remedy(reason)) else "")
-        for reason, number in state["reasons"].items()
-    ]
-    return f"class {name}: {state['pending']} jobs wait: {'; '.join(why)}"
-
-
 def show_classes(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print what each class of jobs computes, beside what its jobs ask for."""
     table = Table(title="jobs", title_justify="left")
@@ -416,26 +392,3 @@ def watch(look: Callable[[], Mapping[str, Any]]) -> None:
         if not (found["driver"] or found["driver_job"]):
             return
         time.sleep(_WATCH_SECONDS)
-
-
-def duration(seconds: float) -> str:
-    """Write a time span."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def between(least: float, most: float) -> str:
-    """Write what lies between two numbers."""
-    return f"{least:.2g} to {most:.2g}" if most else "0"
-
-
-def size(number: float) -> str:
-    """Write a number of bytes."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.slurm import remedy
-from pipeline.cli import _telling_why_jobs_wait
+from pipeline.run import _telling_why_jobs_wait
 
 
 @pytest.mark.parametrize(
@@ -39,22 +39,24 @@ def test_what_ends_a_wait(reason: str, ends: str) -> None:
     assert bool(remedy(reason)) == bool(ends)
 
 
-def test_a_run_tells_why_its_jobs_wait(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_tells_why_its_jobs_wait() -> None:
     """After a minute, and when the reasons change; not again while they stay, or flicker."""
     now: dict[str, Any] = {"pending": 2, "reasons": {"None": 2}}
     crew: Any = SimpleNamespace(state=lambda: {"small": now})
-    seen: list[float] = []
-    telling = _telling_why_jobs_wait(lambda where: seen.append(where.elapsed), crew)
+    seen: list[Any] = []
+    telling = _telling_why_jobs_wait(seen.append, crew)
 
     def at(elapsed: float, reasons: dict[str, int]) -> str:
         now.update(pending=sum(reasons.values()), reasons=reasons)
         where: Any = SimpleNamespace(elapsed=elapsed)
+        seen.clear()
         telling(where)
-        return capsys.readouterr().out
+        assert seen[0] is where
+        return "".join(seen[1:])
 
     assert at(59, {"Priority": 2}) == ""
     assert at(60, {"None": 2}) == ""
-    assert at(61, {"Priority": 2}) == "class small: 2 jobs wait: 2 Priority\n"
+    assert at(61, {"Priority": 2}) == "class small: 2 jobs wait: 2 Priority"
     assert at(62, {"Priority": 1}) == ""
     assert at(63, {"Resources": 1}) == ""  # so soon after the last
     assert at(64, {"Priority": 2}) == ""
@@ -63,4 +65,3 @@ def test_a_run_tells_why_its_jobs_wait(capsys: pytest.CaptureFixture[str]) -> No
     assert said.startswith("class small: 3 jobs wait: 1 Priority; 2 AssocMaxJobsLimit, which does ")
     assert "does not end by itself: so many jobs are allowed and run, the driver's own" in said
     assert at(300, {}) == ""
-    assert seen == [59, 60, 61, 62, 63, 64, 200, 201, 300]

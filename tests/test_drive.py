@@ -7,8 +7,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
+from dataclasses import asdict, dataclass, replace
 from threading import Event, Lock, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,6 @@ import xarray as xr
 from distributed import Client, LocalCluster, get_worker
 
 from pipeline import graph, terminal
-from pipeline.cli import _status
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, _Traffic, drive
 from pipeline.graph import NoTimeLeftError
@@ -28,6 +27,7 @@ from pipeline.part import Part, compute
 from pipeline.plan import REFERENCE, CostModel, make_plan
 from pipeline.provenance import environment
 from pipeline.spec import Recipe
+from pipeline.status import status
 from pipeline.store import Store, StoreError
 from tests.conftest import bits, take_over, tiny
 
@@ -432,7 +432,7 @@ def test_status_tells_who_is_silent(
             "cluster": {"one": WAITING | {"answer_age": 600.0}},
         }
         writer.say(**document)
-        terminal.show_status(_status(store))
+        terminal.show_status(asdict(status(store.path)))
     told = " ".join(capsys.readouterr().out.split())
     assert "nothing finished for 5 min" in told
     assert " left, " not in told

@@ -436,15 +436,16 @@ def contend(barrier: Barrier, orders: Connection, refused: Event) -> None:
 
     Whoever has the store computes when the other was refused: he may not even have begun.
     """
-    from pipeline import cli
+    from pipeline import run as run_module
+    from pipeline.cli import app
 
-    real, app = cli._compute, cli.app
+    real = run_module._compute
 
     def held(*arguments: Any) -> Any:
         refused.wait(_RUN_SECONDS)
         return real(*arguments)
 
-    cli._compute = held
+    run_module._compute = held
     while arguments := orders.recv():
         said = io.StringIO()
         barrier.wait(_RUN_SECONDS)
