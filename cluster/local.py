@@ -48,6 +48,7 @@ _WORKER = ONE_THREAD | {
 _LOOK_SECONDS = 0.2
 _STILLBORN = 4  # processes in a row that end before; then no more are started
 _CLOSE_SECONDS = 60.0
+_LAST_BYTES = 10_000  # of what a process wrote before it ended
 
 
 @contextmanager
@@ -158,7 +159,7 @@ class _Keeper:
         self._names = count()
         self._stillborn, self._not_before = 0, 0.0
         self._last = ""
-        self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115, `stop` closes it
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115, `stop` closes it
         self._lock = Lock()  # `stop` is of another thread
         scheduler.extensions["keeper"] = self
         scheduler.loop.add_callback(self._begin)
@@ -175,14 +176,14 @@ class _Keeper:
     def stop(self) -> None:
         """Kill the workers, and start no more."""
         with self._lock:
-            self._workers = 0
-            for process in self._processes:
-                process.popen.kill()
-            for process in self._processes:
-                with process.popen:
-                    process.popen.wait()
-            self._processes.clear()
-            self._log.close()
+            self._workers, processes = 0, self._processes
+            self._processes = []
+        for process in processes:
+            process.popen.kill()
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):  # one that waits for a disk dies when it may
+                process.popen.communicate(timeout=_CLOSE_SECONDS)
+        self._log.close()
 
     def _begin(self) -> None:
         # Of the scheduler's own, which stops them when it closes.
@@ -228,7 +229,6 @@ class _Keeper:
                 stdout=self._log,
                 stderr=self._log,
                 env=os.environ | _WORKER | path,
-                process_group=0,  # Ctrl-C is for the driver
             )
         except OSError as error:  # such as too many processes
             self._blame(str(error))
@@ -241,8 +241,9 @@ class _Keeper:
         self._not_before = time.monotonic() + self._stillborn
 
     def _last_words(self) -> str:
-        self._log.seek(0)  # it is written at its end, wherever it is read
-        lines = self._log.read().decode("utf-8", "replace").split("\n")
+        file = self._log.fileno()
+        end = os.pread(file, _LAST_BYTES, max(0, os.fstat(file).st_size - _LAST_BYTES))
+        lines = end.decode("utf-8", "replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 

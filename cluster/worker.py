@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from threading import Thread
 
@@ -18,6 +19,7 @@ from distributed import Worker
 def main() -> None:
     """Work for the scheduler at an address, under a name, with so many bytes of memory."""
     address, name, memory = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then ends us
     Thread(target=_end_with_driver, daemon=True).start()
     asyncio.run(_work(address, name, int(memory)))
 

@@ -155,8 +155,10 @@ def run(
     RunError
         If the other arguments are not as they must be, or the memory of this machine is too small.
     """
-    wanted, place = source(sweep, store)
+    if workers is not None and workers < 1:
+        raise RunError(f"workers must be >= 1; got {workers}.")
     seconds = seconds_per_part(part_seconds, on)
+    wanted, place = source(sweep, store)
     planned = partial(
         make_plan,
         wanted,
@@ -514,8 +516,6 @@ def _workers(todo: Plan, asked: int | None) -> int:
 
     from cluster.local import KILLED_AT
 
-    if asked is not None and asked < 1:
-        raise RunError(f"workers must be >= 1; got {asked}.")
     bytes_of = {N: todo.bytes[N] for N, parts in todo.parts.items() if parts}
     largest = max(bytes_of, key=bytes_of.__getitem__)
     # Each worker has its share, and is killed when it holds nearly all of that.
