@@ -19,11 +19,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
-from pipeline.graph import NoTimeLeftError, part_of, submit_parts, unfit
 from pipeline.part import Part
 from pipeline.plan import MARGIN, Plan, Work
 from pipeline.spec import Sweep
 from pipeline.store import Block, Failure, StoreError, Writer
+from pipeline.tasks import NoTimeLeftError, part_of, submit_parts, unfit
 from pipeline.words import duration, under_way
 
 ATTEMPTS = 3
@@ -195,7 +195,7 @@ def drive(
     StoreError
         If a part or a commit cannot be written (disk full, no permission, ...): going on would
         lose work. Everything handed in so far is kept. Also if a worker is unfit, see
-        `pipeline.graph.unfit`; and within a tick or so of another driver's taking over: then
+        `pipeline.tasks.unfit`; and within a tick or so of another driver's taking over: then
         nothing more is written.
     """
     run = _Run(sweep, writer, plan, lanes, watch, workforce)

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 from distributed import Client, LocalCluster, get_worker
 
-from pipeline import graph, terminal
+from pipeline import tasks, terminal
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, _Traffic, drive
 from pipeline.graph import NoTimeLeftError
@@ -68,7 +68,7 @@ def run(store: Store, client: Client, **settings: Any) -> Progress:
 
 
 def test_dask_gives_what_a_loop_gives(store: Store, full: Store, client: Client) -> None:
-    """Through the graph, in whatever order, the dataset has the bits of a plain loop's."""
+    """Through Dask, in whatever order, the dataset has the bits of a plain loop's."""
     other = Store(store.path.with_name("other.zarr"))
     end = run(other, client)
     assert bits(other.path) == bits(full.path)
@@ -102,7 +102,7 @@ def test_a_part_of_minutes_is_part_of_the_progress(
         if progress.predicted_running > 0:
             go_on.set()
 
-    monkeypatch.setattr(graph, "compute", held)
+    monkeypatch.setattr(tasks, "compute", held)
     monkeypatch.setattr(Progress, "seconds_left", property(lambda self: 77.0))
     end = run(store, client, watch=watch, model=CostModel(REFERENCE, known=known))
     held_up = [progress for progress in seen if progress.parts_done == 0][-1]
@@ -151,7 +151,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Counter[Part]:
             raise ZeroDivisionError("no luck")
         return compute(recipe, part)
 
-    monkeypatch.setattr(graph, "compute", failing)
+    monkeypatch.setattr(tasks, "compute", failing)
     return tried
 
 
@@ -178,7 +178,7 @@ def test_failed_cells_are_retried_on_request(
     """And then the dataset is as if nothing had happened."""
     other = Store(store.path.with_name("other.zarr"))
     with monkeypatch.context() as broken:
-        broken.setattr(graph, "compute", lambda recipe, part: 1 / 0)
+        broken.setattr(tasks, "compute", lambda recipe, part: 1 / 0)
         run(other, client)
     assert (other.status() == FAILED).all()
     run(other, client)
@@ -193,7 +193,7 @@ def test_a_part_that_fails_once_is_no_failure(
 ) -> None:
     """A hiccup that outlasts all patience costs a second attempt, not a cell."""
     tried: Counter[Part] = Counter()
-    real = graph.hand_in
+    real = tasks.hand_in
 
     def hiccup(inbox: Inbox, part: Part, cells: Any) -> None:
         tried[part] += 1
@@ -201,7 +201,7 @@ def test_a_part_that_fails_once_is_no_failure(
             raise OSError(errno.ESTALE, "Stale file handle")
         real(inbox, part, cells)
 
-    monkeypatch.setattr(graph, "hand_in", hiccup)
+    monkeypatch.setattr(tasks, "hand_in", hiccup)
     other = Store(store.path.with_name("other.zarr"))
     end = run(other, client)
     assert (end.done, end.failed) == (12, 0)
@@ -213,7 +213,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 ) -> None:
     """No part is called failed; with room again, the next run finishes."""
     other = Store(store.path.with_name("other.zarr"))
-    real, handed, one = graph.hand_in, [], Lock()
+    real, handed, one = tasks.hand_in, [], Lock()
 
     def no_room(inbox: Inbox, part: Part, cells: Any) -> None:
         with one:
@@ -223,7 +223,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
             handed.append(part)
 
     with monkeypatch.context() as broken:
-        broken.setattr(graph, "hand_in", no_room)
+        broken.setattr(tasks, "hand_in", no_room)
         with pytest.raises(StoreError, match=r"No space left on device.*make room"):
             run(other, client)
     assert not (other.status() == FAILED).any()
@@ -330,7 +330,7 @@ class Hang:
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
     """The part BAD, hanging."""
     hang = Hang()
-    monkeypatch.setattr(graph, "compute", hang.compute)
+    monkeypatch.setattr(tasks, "compute", hang.compute)
     yield hang
     hang.released.set()
 
@@ -351,7 +351,7 @@ def test_results_that_are_lost_before_they_are_noticed(
         computed[part] += 1
         return compute(recipe, part)
 
-    monkeypatch.setattr(graph, "compute", held)
+    monkeypatch.setattr(tasks, "compute", held)
 
     def look(crew: Crew) -> None:
         tasks = cluster.scheduler.tasks
@@ -456,7 +456,7 @@ def test_what_check_raises_ends_the_run(store: Store, client: Client) -> None:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Client, Part]]:
     """Note which part goes where."""
     noted: list[tuple[Client, Part]] = []
-    real = graph.submit_parts
+    real = tasks.submit_parts
 
     def note(client: Client, inbox: Inbox, parts: Any, **kwargs: Any) -> Any:
         noted.extend((client, part) for part in parts)
@@ -479,7 +479,7 @@ def test_a_part_that_is_refused_memory_gets_a_larger_worker(
             raise MemoryError("Unable to allocate 700 MiB")
         return compute(recipe, part)
 
-    monkeypatch.setattr(graph, "compute", greedy)
+    monkeypatch.setattr(tasks, "compute", greedy)
     with Client(client.cluster) as larger:
         lanes = [Lane(client, (8,), lambda: 2), Lane(larger, (12,), lambda: 2)]
         end = run(store, client, lanes=lanes)
@@ -564,14 +564,14 @@ def test_no_part_starts_that_its_worker_cannot_finish(
     store: Store, full: Store, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker near its walltime declines all but a first part, and is replaced."""
-    monkeypatch.setattr(graph, "_begun", set())
-    monkeypatch.setenv(graph.WALLTIME_END, "1")  # over since 1970
+    monkeypatch.setattr(tasks, "_begun", set())
+    monkeypatch.setenv(tasks.WALLTIME_END, "1")  # over since 1970
 
     workers = set(client.scheduler_info()["workers"])
 
     def replace(crew: Crew) -> None:
         if set(crew.retired) == workers:
-            monkeypatch.delenv(graph.WALLTIME_END, raising=False)
+            monkeypatch.delenv(tasks.WALLTIME_END, raising=False)
 
     crew = Crew(replace)
     other = Store(store.path.with_name("other.zarr"))

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline import graph
+from pipeline import tasks
 from pipeline.dataset import DONE, FAILED
 from pipeline.drive import Lane, Progress, drive
-from pipeline.graph import UnfitWorkerError, unfit
 from pipeline.part import Part, compute
 from pipeline.plan import REFERENCE, CostModel, make_plan
 from pipeline.provenance import code_version, environment
 from pipeline.spec import Sweep
 from pipeline.store import Store
+from pipeline.tasks import UnfitWorkerError, unfit
 from tests.conftest import tiny
 
 pytestmark = pytest.mark.long
@@ -170,15 +170,15 @@ def test_each_version_counts(
 ) -> None:
     """Whatever differs is named, with what it must be, and no cell is computed, nor failed."""
     here = environment()
-    monkeypatch.setattr(graph, "environment", lambda: here)  # the driver's
-    real = graph._examine
+    monkeypatch.setattr(tasks, "environment", lambda: here)  # the driver's
+    real = tasks._examine
 
     def other(worker: str, expected: dict[str, str]) -> None:
         with monkeypatch.context() as there:
-            there.setattr(graph, "environment", lambda: here | {name: "0.0.7"})
+            there.setattr(tasks, "environment", lambda: here | {name: "0.0.7"})
             real(worker, expected)
 
-    monkeypatch.setattr(graph, "_examine", other)
+    monkeypatch.setattr(tasks, "_examine", other)
     with pytest.raises(UnfitWorkerError, match=f"{name} is 0.0.7 instead of") as caught:
         run_all(store, client)
     assert here[name] in str(caught.value)
@@ -194,7 +194,7 @@ def test_a_worker_that_cannot_even_read_its_task(
     def older(part: Part, seconds: float, *, parts_folder: Path, recipe: Any) -> float:
         raise AssertionError("it cannot be called")
 
-    monkeypatch.setattr(graph, "compute_part", older)
+    monkeypatch.setattr(tasks, "compute_part", older)
     with pytest.raises(UnfitWorkerError, match=r"could not begin a part; it got TypeError"):
         run_all(store, client)
     assert not store.status().any()

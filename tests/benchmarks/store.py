@@ -12,7 +12,7 @@ cells
     status. The half that is done has a chunk of ``status`` and ``seconds`` each.
 parts
     PARTS (default 100,000) parts that compute nothing, but are handed in and committed, go through
-    the graph with two workers. Memory is that of the driver, which holds Dask's scheduler.
+    Dask with two workers. Memory is that of the driver, which holds Dask's scheduler.
 
 Stores lie where temporary files do: set TMPDIR to measure another file system.
 """
@@ -136,7 +136,7 @@ def cells(folder: Path) -> None:
 
 
 def parts(folder: Path, number: int) -> None:
-    """Measure how fast parts go through the graph that take no time."""
+    """Measure how fast parts go through Dask that take no time."""
     from cluster.local import local
     from pipeline.drive import Lane, Progress, drive
 
@@ -173,10 +173,10 @@ def _compute_nothing() -> None:
     # By value, as a worker does not know this file.
     import numpy as np
 
-    from pipeline import graph
+    from pipeline import tasks
     from pipeline.dataset import cell_dtype
 
-    graph.compute = lambda recipe, part: np.zeros(len(part.seeds), cell_dtype(recipe))
+    tasks.compute = lambda recipe, part: np.zeros(len(part.seeds), cell_dtype(recipe))
 
 
 def _peak() -> float:

@@ -87,7 +87,7 @@ def main(profile: str = "", workers: str = "2", seconds: str = "2", each: str = 
                     ends.append(time.perf_counter())
 
             # They load half a second each, which 64 of them do not do on two cores elsewhere.
-            lane.client.run(importlib.import_module, "pipeline.graph")
+            lane.client.run(importlib.import_module, "pipeline.tasks")
             theirs = sum(lane.client.run(time.process_time).values())
             cpu, began = time.process_time(), time.perf_counter()
             end = drive(work, writer, plan, [lane], watch=watch, workforce=cluster)

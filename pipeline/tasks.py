@@ -1,4 +1,4 @@
-"""The sweep as a Dask graph: one task a part.
+"""The tasks of Dask: one a part, and none that waits for another.
 
 A task carries names and an acknowledgement, never results: those are on the disk, and the disk is
 the only truth. A task may run twice, or go on for a while after its worker was given up: parts are
@@ -93,7 +93,7 @@ def submit_parts(
     *,
     seconds: Sequence[float],
 ) -> list[Future[float]]:
-    """Add parts to the graph, in one message; see `compute_part`."""
+    """Have parts computed, sent in one message; see `compute_part`."""
     futures: list[Future[float]] = client.map(
         compute_part,
         parts,
