@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
@@ -206,8 +206,8 @@ def drive(
         raise _cannot_write(writer, error) from error
     finally:
         run.forget()
-        run.report()
         writer.log("end", cells=run.progress.cells_now, failed=run.progress.failed)
+        run.report()
     return run.progress
 
 
@@ -283,7 +283,7 @@ class _Run:
             seconds_left=progress.seconds_left,
             cluster=cluster,
         )
-        self._watch(progress)
+        self._watch(replace(progress))  # whoever keeps it has how it was
 
     def _measure_parts(self) -> None:
         """Note how far the parts that workers have in hand should be: they may take minutes."""

@@ -196,7 +196,7 @@ def test_workers_that_do_not_come_back_end_the_run(broken: Path, reference: dict
                 if worker.__name__ in process.cmdline():
                     process.kill()
 
-    with pytest.raises(ClusterError, match="workers on this machine must start; got: planted"):
+    with pytest.raises(ClusterError, match="workers on this machine must start; got: .*planted"):
         run(tiny(), "tiny.zarr", workers=1, part_seconds=0.001, watch=watch)
     broken.unlink()
     result = run(tiny(), "tiny.zarr", workers=1)
@@ -215,9 +215,9 @@ def test_status_knows_how_starts_ended(full: Store) -> None:
     assert len({share for share in found.outcomes.values() if share}) > 1
     fill(Store("empty.zarr"), tiny(), [])
     assert status("empty.zarr").outcomes == {}
-    for file in (full.path / "outcome" / "c").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"damaged")
+    for chunk in (full.path / "outcome").rglob("c*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"damaged")
     assert status(full.path).outcomes == {}
 
 
