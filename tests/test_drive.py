@@ -7,8 +7,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from threading import Event, Lock, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,6 @@ from distributed import Client, LocalCluster, get_worker
 from pipeline import tasks, terminal
 from pipeline.dataset import DONE, FAILED, MISSING
 from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, _Traffic, drive
-from pipeline.graph import NoTimeLeftError
 from pipeline.inbox import Inbox
 from pipeline.part import Part, compute
 from pipeline.plan import REFERENCE, CostModel, make_plan
@@ -29,6 +28,7 @@ from pipeline.provenance import environment
 from pipeline.spec import Recipe
 from pipeline.status import status
 from pipeline.store import Store, StoreError
+from pipeline.tasks import NoTimeLeftError
 from tests.conftest import bits, take_over, tiny
 
 MODEL = CostModel(REFERENCE)
@@ -586,12 +586,12 @@ def test_the_first_part_of_a_worker_is_never_declined(
 ) -> None:
     """No later worker would have more time for it; the second part of the same one is."""
     worker = SimpleNamespace(address="first")
-    monkeypatch.setattr(graph, "get_worker", lambda: worker)
-    monkeypatch.setattr(graph, "_begun", set())
-    monkeypatch.setenv(graph.WALLTIME_END, str(time.time() + 60))
+    monkeypatch.setattr(tasks, "get_worker", lambda: worker)
+    monkeypatch.setattr(tasks, "_begun", set())
+    monkeypatch.setenv(tasks.WALLTIME_END, str(time.time() + 60))
     with store.lock() as writer:
         writer.prepare(tiny())
-    compute_part = partial(graph.compute_part, inbox=store.inbox(), expected=environment())
+    compute_part = partial(tasks.compute_part, inbox=store.inbox(), expected=environment())
     first, second, third = (Part(2.0, 8, seed, seed) for seed in range(3))
     compute_part(first, 1e6)
     with pytest.raises(NoTimeLeftError) as declined:
@@ -608,7 +608,7 @@ def test_a_part_is_sent_with_the_time_that_it_takes_at_most(
 ) -> None:
     """By what workers decline, parts take half as long again as predicted."""
     noted: dict[Part, float] = {}
-    real = graph.submit_parts
+    real = tasks.submit_parts
 
     def note(client: Client, inbox: Inbox, parts: Any, *, seconds: Any) -> Any:
         noted.update(zip(parts, seconds, strict=True))

@@ -196,7 +196,7 @@ def test_workers_that_do_not_come_back_end_the_run(broken: Path, reference: dict
                 if worker.__name__ in process.cmdline():
                     process.kill()
 
-    with pytest.raises(ClusterError, match="workers on this machine must start; got: .*planted"):
+    with pytest.raises(ClusterError, match=r"this machine must start; got: .*planted"):
         run(tiny(), "tiny.zarr", workers=1, part_seconds=0.001, watch=watch)
     broken.unlink()
     result = run(tiny(), "tiny.zarr", workers=1)
