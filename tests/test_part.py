@@ -82,6 +82,23 @@ def test_the_settings_of_that_cell_matter() -> None:
     assert ends >= {"RECOVERED", "TRAPPED", "UNDECIDED"}
 
 
+def test_a_probe_begins_at_the_vector_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowest one; the first probe of a cell begins at none, whatever was computed before it."""
+    began: list[Array | None] = []
+    found: list[Eigenpairs] = []
+
+    def probe(*args: Any, v0: Array | None, **more: Any) -> Eigenpairs:
+        began.append(v0)
+        found.append(lowest_eigenpairs(*args, v0=v0, **more))
+        return found[-1]
+
+    monkeypatch.setattr(part, "lowest_eigenpairs", probe)
+    compute(tiny().recipe, Part(2.0, 8, 0, 1))  # two probes a cell
+    expected = [None, found[0].vectors[:, 0], None, found[2].vectors[:, 0]]
+    for one, other in zip(began, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_part_has_one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its process has: another number would sum in another order, and take a core."""
     seen: list[set[int]] = []
