@@ -38,9 +38,10 @@ class Outcome(IntEnum):
         return {
             Outcome.MISSING: "not computed",
             Outcome.RECOVERED: "the overlap passed recovered_at",
-            Outcome.TRAPPED: "no longer moving (speed below trapped_below), signal not found",
+            Outcome.TRAPPED: "at rest, signal not found (gd: speed below trapped_below; flow: a "
+            "local minimum, lambda_min > 0 and speed / lambda_min < rest_within)",
             Outcome.UNDECIDED: "still moving when the time ran out: raise t_max",
-            Outcome.DIVERGED: "non-finite, or the energy rose for good: lower learning_rate",
+            Outcome.DIVERGED: "non-finite, or (gd) the energy rose for good: lower learning_rate",
         }[self]
 
 
@@ -52,23 +53,35 @@ class Trajectory:
     ----------
     outcome : (R,), int8
         Values of `Outcome`.
-    steps : (R,), int64
-        Steps taken.
+    steps, products : (R,), int64
+        Steps taken, and products with X or its transpose meanwhile, certificates of rest apart.
     recovery_time : (R,)
-        Physical time of the first step with ``abs(overlap) > recovered_at``; NaN if none.
+        Physical time at which ``abs(overlap)`` passed recovered_at; of plain steps that of the
+        first step beyond it; NaN if none.
+    end_time : (R,)
+        Physical time to which it ran: the end of the step in which it ended, or the last time.
     final_overlap, final_energy : (R,)
-        At the last step taken.
+        At the end: after the step in which the start ended, or at the last time.
+    final_speed : (R,)
+        ``|P grad L| / sqrt(N)`` there: rms velocity of a component.
+    final_lambda_min : (R,)
+        Lowest eigenvalue of the Riemannian Hessian there; NaN where the start recovered or
+        diverged, and of plain steps, which do not look.
     overlap, energy, mu : (R, T)
-        At the recorded steps.
+        At what was recorded.
     bulk_edge, outlier, outlier_overlap : (R, T)
         Large-N spectrum of the Riemannian Hessian from the labels (`kernels.spectrum`).
     """
 
     outcome: np.ndarray
     steps: np.ndarray
+    products: np.ndarray
     recovery_time: Array
+    end_time: Array
     final_overlap: Array
     final_energy: Array
+    final_speed: Array
+    final_lambda_min: Array
     overlap: Array
     energy: Array
     mu: Array
@@ -77,7 +90,10 @@ class Trajectory:
     outlier_overlap: Array
 
 
-_PER_START = ("recovery_time", "final_overlap", "final_energy")
+_PER_START = (
+    "recovery_time", "end_time", "final_overlap", "final_energy", "final_speed",
+    "final_lambda_min",
+)  # fmt: skip
 _SERIES = ("overlap", "energy", "mu", "bulk_edge", "outlier", "outlier_overlap")
 
 
@@ -130,7 +146,7 @@ def descend(
     terms = loss.label_terms(instance.y.astype(dtype, copy=False), -learning_rate * N / M)
     radius2, ones = float(N), np.ones(N)
 
-    result = _empty(R, len(record))
+    result = nothing_yet(R, len(record))
     running = np.arange(R)
     W = np.array(starts, dtype=dtype, order="C")
     y_hat, weighted, each, displacement = _workspace(terms, W)
@@ -181,7 +197,12 @@ def descend(
             result.outcome[which] = ended[gone]
             result.steps[which] = step
             result.final_overlap[which] = overlap[gone]
+            result.products[which] = 2 * (step + 1)
+            result.end_time[which] = learning_rate * step
             result.final_energy[which] = energy(y_hat[:, gone], instance.y, loss)
+            mu = multiplier(y_hat[:, gone], instance.y, loss)
+            speed = _speed(W[:, gone], displacement[:, gone], mu, learning_rate)
+            result.final_speed[which] = speed
             found = running[ended == _RECOVERED]
             result.recovery_time[found] = learning_rate * step
             if not keep.size:
@@ -221,7 +242,14 @@ def _speed(W: Array, displacement: Array, mu: Array, learning_rate: float) -> Ar
     return np.asarray(np.sqrt(np.square(tangent).mean(axis=0, dtype=np.float64)))
 
 
-def _empty(R: int, T: int) -> Trajectory:
+def nothing_yet(R: int, T: int) -> Trajectory:
+    """Return what is known of R starts before they run, with T places in each series."""
     starts = {name: np.full(R, np.nan) for name in _PER_START}
     series = {name: np.full((R, T), np.nan) for name in _SERIES}
-    return Trajectory(np.zeros(R, np.int8), np.zeros(R, np.int64), **starts, **series)
+    return Trajectory(
+        outcome=np.zeros(R, np.int8),
+        steps=np.zeros(R, np.int64),
+        products=np.zeros(R, np.int64),
+        **starts,
+        **series,
+    )

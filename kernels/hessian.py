@@ -99,6 +99,7 @@ def lowest_eigenpairs(
     modes: int,
     v0: Array | None = None,
     dense_up_to: int = DENSE_UP_TO,
+    tolerance: float = _TOLERANCE,
 ) -> Eigenpairs:
     """Lowest eigenpairs of the Riemannian Hessian at w.
 
@@ -116,6 +117,8 @@ def lowest_eigenpairs(
         signal, which must not be found because it was put in, nor ARPACK's own random state.
     dense_up_to : int
         Largest N that is solved densely.
+    tolerance : float
+        Of ARPACK: residual of a pair, relative to its eigenvalue.
 
     Returns
     -------
@@ -153,7 +156,7 @@ def lowest_eigenpairs(
             v0=hessian.project(v0[:, None])[:, 0],
             ncv=min(N, max(_KRYLOV, 2 * modes + 1)),
             maxiter=_RESTARTS,
-            tol=_TOLERANCE,
+            tol=tolerance,
         )
     except ArpackNoConvergence as stopped:
         values, vectors = stopped.eigenvalues, stopped.eigenvectors

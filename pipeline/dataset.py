@@ -60,7 +60,7 @@ def _flags(names: Iterable[str]) -> dict[str, Any]:
 _RUN = (*GRID, "start")
 _SERIES = (*_RUN, "time")
 _MODES = (*GRID, "time", "mode")
-_TIME = "learning_rate * step"
+_TIME = "physical time; of gd learning_rate * step"
 
 # Of every cell, as it was computed.
 COMPUTED: dict[str, Variable] = {
@@ -74,9 +74,18 @@ COMPUTED: dict[str, Variable] = {
     ),
     "recovered": Variable(_RUN, "float32", "1 if the signal was recovered, else 0"),
     "recovery_time": Variable(_RUN, "float64", "time of recovery", _TIME),
-    "steps": Variable(_RUN, "float64", "steps of gradient descent taken"),
+    "end_time": Variable(_RUN, "float64", "time to which the start ran", _TIME),
+    "steps": Variable(_RUN, "float64", "steps taken"),
+    "products": Variable(_RUN, "float64", "products with X or its transpose in these steps"),
     "final_overlap": Variable(_RUN, "real", "overlap w.w_star/N at the last step"),
     "final_energy": Variable(_RUN, "real", "energy at the last step"),
+    "final_speed": Variable(_RUN, "float64", "speed |P grad L|/sqrt(N) at the last step"),
+    "final_lambda_min": Variable(
+        _RUN,
+        "float64",
+        "lowest eigenvalue of the Riemannian Hessian at the end of a run of flow that did not "
+        "recover",
+    ),
     "overlap": Variable(_SERIES, "real", "overlap w.w_star/N; its sign is arbitrary"),
     "energy": Variable(_SERIES, "real", "energy, mean loss of a sample"),
     "mu": Variable(_SERIES, "real", "Lagrange multiplier w.grad L/N"),

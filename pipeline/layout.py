@@ -203,6 +203,7 @@ def add_variables(
             sync([*(path / name / file.name for file in files), path / name, path])
         check()
         _commit(path, read_root(building))
+        settle(path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from kernels.descent import Outcome, descend
+from kernels.descent import Outcome
 from kernels.hessian import Eigenpairs, lowest_eigenpairs
 from kernels.instance import Instance, measurements
 from kernels.loss import Array
+from kernels.methods import METHODS
 from pipeline.dataset import cell_dtype
 from pipeline.spec import Recipe
 
@@ -76,15 +77,14 @@ def _compute_cell(recipe: Recipe, alpha: float, N: int, seed: int) -> dict[str, 
     instance = problem.instance(recipe.root_seed, N, seed, M=M, precision=precision)
     starts = problem.starts(recipe.root_seed, N, seed, recipe.start, precision=precision)
     probe = _HessianProbe(recipe, instance)
-    run = descend(
+    run = METHODS[settings.method](
         instance,
         starts,
         loss=problem.loss,
-        learning_rate=settings.learning_rate,
         record=recipe.steps,
         recovered_at=settings.recovered_at,
-        trapped_below=settings.trapped_below,
         probe=probe if recipe.probe_steps else None,
+        **settings.own,
     )
     probed = {"lambda_min": probe.values, "signal_overlap": probe.overlaps} if recipe.modes else {}
     return {

@@ -49,7 +49,8 @@ class Speed:
     Attributes
     ----------
     cell, step, record : float
-        Of each cell, step and recorded step, however small the problem.
+        Of each cell, step and recorded step, however small the problem. Of the method flow a step
+        is an evaluation of the gradient, which takes the same.
     flop : tuple of float
         Of a flop of the descent, beyond that, at `_SIZES`.
     sample : float
@@ -69,7 +70,10 @@ class Speed:
     entry: float
 
     def bound(self, recipe: Recipe, alpha: float, N: int) -> float:
-        """Seconds of a cell (alpha, N, seed) whose starts all last until t_max."""
+        """Seconds of a cell (alpha, N, seed) whose starts all last until t_max.
+
+        Of the method flow, which ends every start long before: until they end.
+        """
 
         def at(values: tuple[float, ...]) -> float:
             return float(np.interp(np.log(N), np.log(_SIZES), values))
@@ -81,7 +85,7 @@ class Speed:
         return (
             self.cell
             + M * N * self.entry
-            + recipe.steps[-1] * step
+            + recipe.descent.round_trips(N) * step
             + len(recipe.steps) * record
             + len(recipe.probe_steps) * probe
         )

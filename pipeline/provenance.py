@@ -25,7 +25,7 @@ from pipeline.spec import Recipe, Sweep, as_problem_table
 _COMPUTE = ("kernels", "pipeline.part", "pipeline.dataset", "pipeline.spec")
 _TRANSPORT = ("distributed", "dask", "cloudpickle")  # driver and worker have to understand another
 #: What there was before a sweep could name it.
-_BEFORE = {"loss": "intensity", "sensing": "gaussian", "start": "uniform"}
+_BEFORE = {"loss": "intensity", "sensing": "gaussian", "start": "uniform", "method": "gd"}
 # A few steps with the settings of a recipe. Stores hold what they gave, so these are for ever.
 _OWN = Part(alpha=4.0, N=32, first_seed=0, last_seed=0)
 _STEPS = (0, 1, 3)
@@ -102,9 +102,9 @@ def environment() -> dict[str, str]:
 
 def recipe_digest(recipe: Recipe) -> str:
     """Tell recipes apart: 16 hex digits of all that is in one."""
-    # What there was before [problem] is not in it: parts and stores of before keep their digest.
-    problem = as_problem_table(recipe.problem).items() - _BEFORE.items()
-    descent = recipe.descent.model_dump() | dict(problem)
+    # What had no name before is not in it: parts and stores of before keep their digest.
+    named = recipe.descent.model_dump() | as_problem_table(recipe.problem)
+    descent = dict(named.items() - _BEFORE.items())
     steps = (recipe.steps, recipe.probe_steps, recipe.modes)
     text = json.dumps([recipe.root_seed, recipe.start, descent, *steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

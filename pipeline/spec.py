@@ -33,6 +33,7 @@ from pydantic import (
     model_validator,
 )
 
+from kernels.flow import round_trips
 from kernels.instance import measurements
 from kernels.loss import Loss
 from kernels.problem import LOSSES, SENSINGS, STARTS, Problem
@@ -144,7 +145,8 @@ class _Section(_Table):
     def _note(cls, value: Any, info: ValidationInfo) -> Any:
         # The checks across sections need every valid value, also of a section that fails.
         if info.context is not None:
-            info.context[cls.__name__.lower(), info.field_name] = value
+            section = next(name for name, kind in _SECTIONS.items() if issubclass(cls, kind))
+            info.context[section, info.field_name] = value
         return value
 
 
@@ -173,27 +175,107 @@ class Grid(_Section):
 
 
 class Descent(_Section):
-    """How a run descends, and when it ends.
+    """How a run descends, and when it ends; a method adds its settings (`_METHODS`).
+
+    Attributes
+    ----------
+    method : str
+        A name in `kernels.methods.METHODS`.
+    t_max : float
+        Physical time at which a run is given up.
+    recovered_at : float
+        abs(overlap) above which a start has recovered the signal, in (0, 1).
+    precision : {"float32", "float64"}
+        Of the descent.
+    """
+
+    method: str = "gd"
+    t_max: _Positive
+    recovered_at: float = Field(default=0.99, gt=0, lt=1)
+    precision: Literal["float32", "float64"] = "float32"
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in _METHODS:
+            raise ValueError(f"must be one of {', '.join(_METHODS)}; got {_shown(name)}")
+        return name
+
+    @property
+    def own(self) -> dict[str, float]:
+        """The settings of the method, by name."""
+        return {key: value for key, value in self if key not in Descent.model_fields}
+
+    @property
+    def unit(self) -> float:
+        """Physical time of what the method counts when it records: here of time itself."""
+        return 1.0
+
+    def count(self, time: float) -> float:
+        """Return the count, in `unit`, at which what is asked at a physical time is recorded."""
+        return time
+
+    def round_trips(self, N: int) -> float:
+        """Return how often the gradient is evaluated until t_max: once a count."""
+        return self.count(self.t_max)
+
+
+class GradientDescent(Descent):
+    """Method "gd": plain steps (`kernels.descent`), which are what it counts.
 
     Attributes
     ----------
     learning_rate : float
         Physical time of one step, in (0, t_max].
-    t_max : float
-        Physical time at which a run is given up.
-    recovered_at : float
-        abs(overlap) above which a start has recovered the signal, in (0, 1).
     trapped_below : float
         Speed |P grad L| / sqrt(N) below which a start is trapped, >= 0; 0 means never.
-    precision : {"float32", "float64"}
-        Of the descent.
     """
 
     learning_rate: _Positive
-    t_max: _Positive
-    recovered_at: float = Field(default=0.99, gt=0, lt=1)
     trapped_below: float = Field(default=1e-3, ge=0)
-    precision: Literal["float32", "float64"] = "float32"
+
+    @property
+    def unit(self) -> float:
+        """Physical time of one step."""
+        return self.learning_rate
+
+    def count(self, time: float) -> int:
+        """Return the step nearest to a physical time."""
+        return round(time / self.learning_rate)
+
+
+class GradientFlow(Descent):
+    """Method "flow": the limit of small steps (`kernels.flow`), recorded at the very times asked.
+
+    Attributes
+    ----------
+    tolerance : float
+        Largest estimated error of a step, rms a component, in (0, 0.1].
+    rest_within : float
+        Remaining way, rms a component, below which a start in a minimum is trapped, >= 0; 0 means
+        never.
+    """
+
+    tolerance: float = Field(default=1e-3, gt=0, le=0.1)
+    rest_within: float = Field(default=0.01, ge=0)
+
+    def round_trips(self, N: int) -> float:
+        """As they were measured: `kernels.flow.round_trips`."""
+        return round_trips(N, self.t_max, self.tolerance)
+
+
+_METHODS: dict[str, type[Descent]] = {"gd": GradientDescent, "flow": GradientFlow}
+
+
+def _read_descent(value: object, info: ValidationInfo) -> Descent:
+    if isinstance(value, Descent):
+        return value
+    named = value.get("method", "gd") if isinstance(value, Mapping) else "gd"
+    table = _METHODS.get(named) if isinstance(named, str) else None
+    if table is None:  # the other keys may be settings of what was meant
+        common = {key: value[key] for key in Descent.model_fields if key in value}  # type: ignore[operator,index]
+        return Descent.model_validate(common, context=info.context)
+    return table.model_validate(value, context=info.context)
 
 
 class _ProblemTable(_Section):
@@ -282,9 +364,9 @@ class Recipe:
         Names of the initial conditions.
     problem : Problem
     descent : Descent
-    steps, probe_steps : tuple of int
-        Steps at which the series are recorded, from 0 to the last one, and at which the Hessian is
-        probed, a subset.
+    steps, probe_steps : tuple of float
+        Counts of the method, steps of gd and times of flow, at which the series are recorded, from
+        0 to the last one, and at which the Hessian is probed, a subset.
     modes : int
         Eigenpairs of a probe; 0 without probes.
     """
@@ -293,14 +375,14 @@ class Recipe:
     start: tuple[int, ...]
     problem: Problem
     descent: Descent
-    steps: tuple[int, ...]
-    probe_steps: tuple[int, ...]
+    steps: tuple[float, ...]
+    probe_steps: tuple[float, ...]
     modes: int
 
     @property
     def times(self) -> npt.NDArray[np.float64]:
-        """Physical times of `steps`, learning_rate * step, shape (len(steps),)."""
-        return self.descent.learning_rate * np.array(self.steps, dtype=np.float64)
+        """Physical times of `steps`, of gd learning_rate * step, shape (len(steps),)."""
+        return self.descent.unit * np.array(self.steps, dtype=np.float64)
 
 
 class Sweep(_Table):
@@ -328,7 +410,9 @@ class Sweep(_Table):
     root_seed: int = Field(ge=0)
     grid: Grid
     problem: Annotated[Problem, PlainValidator(_read_problem), PlainSerializer(as_problem_table)]
-    descent: Descent
+    descent: Annotated[
+        Descent, PlainValidator(_read_descent), PlainSerializer(lambda descent: dict(descent))
+    ]
     record: Record
     probe: Probe | None = None
 
@@ -362,7 +446,7 @@ class Sweep(_Table):
         try:
             return cls.model_validate(_with_problem(document, source), context=known)
         except ValidationError as error:
-            problems = [*_within(error), *_across(document, known)]
+            problems = [*_within(error, document), *_across(document, known)]
             raise SweepError([_line(source, document, *p) for p in problems]) from None
 
     @property
@@ -372,14 +456,11 @@ class Sweep(_Table):
 
     @cached_property
     def recipe(self) -> Recipe:
-        """How every cell is computed; recorded steps are those nearest to the times asked for.
+        """How every cell is computed; of gd, steps are those nearest to the times asked for.
 
         Steps ascend, 0 and that of t_max among them; times closer than a step fall together.
         """
-
-        def step(time: float) -> int:
-            return round(time / self.descent.learning_rate)
-
+        step = self.descent.count
         probe_steps = {step(t) for t in self.probe.times} if self.probe else set()
         times = (0.0, *self.record.times, self.descent.t_max)
         return Recipe(
@@ -659,7 +740,7 @@ _RULES = {
 }
 
 
-def _within(error: ValidationError) -> Iterator[_Problem]:
+def _within(error: ValidationError, document: Mapping[str, Any]) -> Iterator[_Problem]:
     """Translate the problems that pydantic found in single keys."""
     for item in error.errors(include_url=False):
         place, kind, context = item["loc"], item["type"], item.get("ctx", {})
@@ -668,7 +749,10 @@ def _within(error: ValidationError) -> Iterator[_Problem]:
         if kind == "missing":
             yield place, "required, but missing"
         elif kind == "extra_forbidden":
-            yield place, f"unknown key; {_suggestion(place)}"
+            yield (
+                place,
+                _of_other_method(place, document) or f"unknown key; {_suggestion(place, document)}",
+            )
         elif kind == "value_error":
             yield place, str(context["error"])
         else:
@@ -724,11 +808,31 @@ def _ordinal(index: int) -> str:
     return f"{words[index]} value" if index < len(words) else f"value {index + 1}"
 
 
-def _keys(place: _Place) -> list[str]:
+def _of_other_method(place: _Place, document: Mapping[str, Any]) -> str:
+    """Say of which method of the descent a key is, if it is another one's; else ""."""
+    if len(place) != 2 or place[0] != "descent":
+        return ""
+    here = _method(document)
+    others = [name for name, table in _METHODS.items() if place[1] in table.model_fields]
+    if not others:
+        return ""
+    return (
+        f"is a setting of method = {_shown(others[0])}, and this descent has method = "
+        f"{_shown(here)}: leave it out, or choose the other method"
+    )
+
+
+def _method(document: Mapping[str, Any]) -> str:
+    return str(document["descent"].get("method", "gd"))
+
+
+def _keys(place: _Place, document: Mapping[str, Any]) -> list[str]:
     """Keys that are allowed beside the last one of `place`."""
     model: type[BaseModel] = Sweep
     if len(place) == 2:
         model = _SECTIONS[str(place[0])]
+        if model is Descent:
+            model = _METHODS[_method(document)]
     elif len(place) == 3:
         model = _LogRange if place[1] == "times" else _FloatRange
     keys = [field.alias or name for name, field in model.model_fields.items()]
@@ -737,9 +841,10 @@ def _keys(place: _Place) -> list[str]:
     return keys
 
 
-def _suggestion(place: _Place) -> str:
-    close = get_close_matches(str(place[-1]), _keys(place), n=1, cutoff=0.75)
-    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(_keys(place))}"
+def _suggestion(place: _Place, document: Mapping[str, Any]) -> str:
+    keys = _keys(place, document)
+    close = get_close_matches(str(place[-1]), keys, n=1, cutoff=0.75)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(keys)}"
 
 
 def _shown(value: Any) -> str:

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from kernels.descent import Outcome, descend
-from kernels.flow import Field, FlowTrajectory, chebyshev, coefficients, flow
+from kernels.descent import Outcome, Trajectory, descend
+from kernels.flow import Field, chebyshev, coefficients, flow
 from kernels.instance import Instance, draw_instance, uniform_starts
 from kernels.loss import Array, IntensityLoss
-from kernels.rest import rest
+from kernels.rest import Rest, rest
 
 LOSS = IntensityLoss(1.0)
 
@@ -28,9 +28,9 @@ def problem(
     return instance, uniform_starts(0, N, seed, range(R), precision=precision)
 
 
-def run(instance: Instance, starts: Array, *times: float, **settings: Any) -> FlowTrajectory:
+def run(instance: Instance, starts: Array, *times: float, **settings: Any) -> Trajectory:
     """Follow the flow with this file's usual settings."""
-    return flow(instance, starts, loss=LOSS, times=(0.0, *times), **settings)
+    return flow(instance, starts, loss=LOSS, record=(0.0, *times), **settings)
 
 
 def end(instance: Instance, w: Array, t: float, **settings: Any) -> Array:
@@ -40,9 +40,9 @@ def end(instance: Instance, w: Array, t: float, **settings: Any) -> Array:
     return points[-1]
 
 
-def assert_same(one: FlowTrajectory, two: FlowTrajectory, but: tuple[str, ...] = ()) -> None:
+def assert_same(one: Trajectory, two: Trajectory, but: tuple[str, ...] = ()) -> None:
     """Assert that two runs have the same bits, in all but some fields."""
-    for field in fields(FlowTrajectory):
+    for field in fields(Trajectory):
         if field.name not in but:
             values = getattr(one, field.name), getattr(two, field.name)
             np.testing.assert_array_equal(*values, err_msg=field.name)
@@ -207,6 +207,7 @@ def test_trapped_is_a_minimum() -> None:
     assert trapped.sum() >= 3
     assert np.all(stopped.final_lambda_min[trapped] > 0)
     assert np.all(stopped.final_speed[trapped] < 0.01 * stopped.final_lambda_min[trapped])
+    assert np.all(stopped.end_time[trapped] < 2000)
     on = run(instance, starts, 20000.0, rest_within=0)
     assert np.all(on.outcome[trapped] == Outcome.UNDECIDED)
     gone = np.abs(on.final_overlap - stopped.final_overlap)[trapped]
@@ -243,3 +244,45 @@ def test_long_runs_cost_little() -> None:
     undecided = trajectory.outcome == Outcome.UNDECIDED
     assert undecided.any()
     assert np.all(trajectory.products[undecided] < 2 * 500 / 0.03 / 4)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.8])
+def test_fewer_measurements_than_dimensions(alpha: float) -> None:
+    """With M < N - 1 starts end as well: on the points of energy 0, or in a minimum beside them."""
+    instance, starts = problem(32, alpha, 6)
+    stopped = run(instance, starts, 2000.0)
+    assert np.all(stopped.outcome == Outcome.TRAPPED)
+    flat = 2 * stopped.final_energy < 0.01 * stopped.final_speed
+    curved = stopped.final_speed < 0.01 * stopped.final_lambda_min
+    assert np.all(flat | curved)
+    assert (flat if alpha == 0.5 else curved).sum() >= 4
+    on = run(instance, starts, 20000.0, rest_within=0)
+    assert np.all(on.outcome == Outcome.UNDECIDED)
+    assert np.all(np.abs(on.final_overlap - stopped.final_overlap) < 0.02)
+
+
+def test_rest_is_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trapped start costs two looks or fewer: how it slows down tells when to look."""
+    looks = []
+
+    def look(instance: Instance, w: Array, **settings: Any) -> Rest:
+        looks.append(w)
+        return rest(instance, w, **settings)
+
+    monkeypatch.setattr("kernels.flow.rest", look)
+    trajectory = run(*problem(64, 2.0, 16, precision="float32"), 2000.0)
+    trapped = trajectory.outcome == Outcome.TRAPPED
+    assert trapped.sum() >= 6
+    assert trapped.sum() <= len(looks) <= 2 * trapped.sum()
+
+
+def test_both_methods_say_the_same_of_the_end() -> None:
+    """Where a run of plain steps ends, its speed, time and products are those of that point."""
+    instance, starts = problem()
+    plain = descend(instance, starts, loss=LOSS, learning_rate=0.01, record=(0, 50))
+    exact = run(instance, starts, 0.5, tolerance=1e-6)
+    np.testing.assert_allclose(plain.final_speed, exact.final_speed, rtol=0.1)
+    assert np.all(plain.end_time == 0.5)
+    assert np.all(exact.end_time == 0.5)
+    assert np.all(plain.products == 2 * 51)
+    assert np.all(np.isnan(plain.final_lambda_min))

@@ -35,7 +35,12 @@ def test_a_slow_saddle_is_not_at_rest() -> None:
     points: list[Array] = []
     times = (0.0, *np.arange(1.0, 20.0))
     run = flow(
-        instance, start, loss=LOSS, times=times, tolerance=1e-8, probe=lambda k, w: points.append(w)
+        instance,
+        start,
+        loss=LOSS,
+        record=times,
+        tolerance=1e-8,
+        probe=lambda k, w: points.append(w),
     )
     assert run.outcome[0] == Outcome.UNDECIDED
     seen = min((rest(instance, w, loss=LOSS) for w in points), key=lambda one: one.speed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -16,8 +17,10 @@ from pydantic import ValidationError
 
 from kernels.instance import measurements
 from kernels.loss import IntensityLoss
+from kernels.methods import METHODS
 from kernels.problem import Problem
 from pipeline.spec import (
+    _METHODS,
     Sweep,
     SweepError,
     as_document,
@@ -139,7 +142,7 @@ def test_steps(document: dict[str, Any]) -> None:
     """Steps ascend from 0 to the last one, lie within half a step of each time, and hold probes."""
     one = Sweep.from_document(document)
     recipe = one.recipe
-    rate, steps = one.descent.learning_rate, np.array(recipe.steps)
+    rate, steps = one.descent.own["learning_rate"], np.array(recipe.steps)
     assert steps[0] == 0
     assert steps[-1] >= 1
     assert np.all(np.diff(steps) > 0)
@@ -210,7 +213,57 @@ def test_defaults() -> None:
     descent, problem = sweep().descent, sweep().problem
     assert problem == Problem(IntensityLoss(1.0), "planted", "gaussian", "uniform")
     assert descent.precision == "float32"
-    assert (descent.recovered_at, descent.trapped_below) == (0.99, 1e-3)
+    assert (descent.method, descent.recovered_at) == ("gd", 0.99)
+    assert descent.own == {"learning_rate": 0.03, "trapped_below": 1e-3}
+
+
+def flow(**settings: Any) -> Sweep:
+    """Return the sweep of GOOD by the method flow."""
+    settings = {"a": 1, "t_max": 60, "method": "flow"} | settings
+    return Sweep.from_document(tomllib.loads(GOOD) | {"descent": settings})
+
+
+def test_flow_is_recorded_at_the_very_times() -> None:
+    """Its counts are times, and its settings have defaults; a document keeps them."""
+    one = flow(rest_within=0)
+    assert one.descent.own == {"tolerance": 1e-3, "rest_within": 0}
+    assert one.recipe.steps == (0, 1, 2, 5, 20, 60)
+    assert one.recipe.probe_steps == (0, 2)
+    np.testing.assert_array_equal(one.recipe.times, one.recipe.steps)
+    assert Sweep.from_document(json.loads(json.dumps(as_document(one)))) == one
+    assert pickle.loads(pickle.dumps(one.recipe)) == one.recipe
+    assert '[descent] method = "gd" in the store, "flow" in this sweep' in differences(sweep(), one)
+    assert set(METHODS) == set(_METHODS)
+
+
+@pytest.mark.parametrize(
+    ("descent", "expected"),
+    [
+        (
+            {"method": "flow", "learning_rate": 0.1},
+            '[descent] learning_rate: is a setting of method = "gd", and this descent has method = '
+            '"flow": leave it out, or choose the other method.',
+        ),
+        (
+            {"learning_rate": 0.03, "tolerance": 1e-3},
+            '[descent] tolerance: is a setting of method = "flow", and this descent has method = '
+            '"gd": leave it out, or choose the other method.',
+        ),
+        ({"method": "euler"}, '[descent] method: must be one of gd, flow; got "euler".'),
+        ({"method": 3}, "[descent] method: must be text; got 3."),
+        ({"method": "flow", "tolerence": 1}, "unknown key; did you mean tolerance?"),
+        ({"method": "flow", "tolerance": 0}, "[descent] tolerance: must be > 0; got 0."),
+        ({"method": "flow", "rest_within": -1}, "[descent] rest_within: must be >= 0; got -1."),
+        ({"method": "flow", "t_max": 10}, "[record] times: must lie in [0, t_max = 10]; got 20"),
+    ],
+)
+def test_settings_belong_to_a_method(descent: dict[str, Any], expected: str) -> None:
+    """One of another method, or a method that is not there, is one line that says so."""
+    document = tomllib.loads(GOOD) | {"descent": {"a": 1, "t_max": 60} | descent}
+    with pytest.raises(SweepError) as caught:
+        Sweep.from_document(document)
+    (line,) = caught.value.problems
+    assert expected in line
 
 
 def test_measurements() -> None:

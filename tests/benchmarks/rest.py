@@ -34,11 +34,11 @@ def main(matrices: int) -> None:
             for s in range(STARTS):
                 w = uniform_starts(7, N, seed, [s])
                 for i, within in enumerate(WITHIN):
-                    run = flow(instance, w, loss=LOSS, times=(0.0, T_STOP), rest_within=within)
+                    run = flow(instance, w, loss=LOSS, record=(0.0, T_STOP), rest_within=within)
                     outcome[i, seed, s] = run.outcome[0]
                     products[i, seed, s] = run.products[0]
                 if (outcome[:, seed, s] == Outcome.TRAPPED).any():
-                    on = flow(instance, w, loss=LOSS, times=(0.0, T_ON), rest_within=0)
+                    on = flow(instance, w, loss=LOSS, record=(0.0, T_ON), rest_within=0)
                     recover[seed, s] = on.outcome[0] == Outcome.RECOVERED
         for i, within in enumerate(WITHIN):
             trapped, undecided = (outcome[i] == o for o in (Outcome.TRAPPED, Outcome.UNDECIDED))
