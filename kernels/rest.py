@@ -5,7 +5,7 @@ eigenvalue of its Riemannian Hessian is positive and the way to the minimum that
 allows, ``speed / lambda_min``, is short.
 
 With M < N - 1 there are other minima, too: the points of energy 0 form a manifold, along which the
-lowest eigenvalues are 0 up to rounding. There the energy proves the minimum, as no loss is negative,
+lowest eigenvalues are 0 up to rounding. There energy proves the minimum, as no loss is negative,
 and the way is ``2 E / speed``: what is left of an energy that falls as fast as now for its size.
 """
 
