@@ -56,6 +56,12 @@ _RUNS: dict[str, tuple[Part, list[int], dict[str, Any]]] = {
     "planted": (Part(2.5, 9, 2, 2), [1, 2, 3, 11], _LONG),
     # M = 30, not 29.7.
     "null": (Part(2.7, 11, 0, 0), [0, 1], _LONG | {"problem": {"a": 1.0, "signal": "null"}}),
+    # The starts recover, are undecided, and are trapped.
+    "flow": (
+        Part(2.5, 9, 2, 2),
+        [0, 1, 7],
+        _LONG | {"descent": {"method": "flow", "t_max": 20.0, "precision": "float64"}},
+    ),
     # Probed by ARPACK, and more rows than are multiplied at once.
     "large": (
         Part(3.1, 257, 0, 0),

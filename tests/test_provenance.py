@@ -41,10 +41,12 @@ def test_a_fingerprint_knows_every_field_and_every_end() -> None:
     found = fingerprint(RECIPE)
     assert {name.rpartition("/")[2] for name in found} == set(COMPUTED) - {"seconds"}
     for name in set(COMPUTED) - {"seconds"}:
-        runs = [np.array(found[f"{run}/{name}"]).ravel() for run in ("planted", "large")]
+        runs = [np.array(found[f"{run}/{name}"]).ravel() for run in ("planted", "large", "flow")]
         assert (np.concatenate(runs) != -99.0).any(), name
     ends = [Outcome(int(end)).name for end in found["planted/outcome"]]
     assert sorted(ends) == ["DIVERGED", "RECOVERED", "TRAPPED", "UNDECIDED"]
+    ends = [Outcome(int(end)).name for end in found["flow/outcome"]]
+    assert sorted(ends) == ["RECOVERED", "TRAPPED", "UNDECIDED"]
 
 
 def test_rounding_is_not_another_number() -> None:
