@@ -24,7 +24,7 @@ from distributed import Client
 from distributed.core import Status
 from distributed.security import Security
 
-from cluster import gridengine, slurm
+from cluster import certificates, gridengine, slurm
 from cluster.admission import missing_interface
 from cluster.fleet import Death, Fleet, QueueFleet
 from cluster.local import ONE_THREAD, TICK_LIMIT, close, local, quiet
@@ -275,7 +275,17 @@ def launch(
             _cancelled(queue, job_name(directory), check)
             stack.callback(_end_jobs, queue, name)
         record_queue(directory, profile.kind)
-        security = stack.enter_context(_certificates(profile, directory, name, check))
+        place = profile.shared_directory or directory
+        certificates.remove(place, job_name(directory), check)
+        if profile.tls:
+            security = stack.enter_context(certificates.made(place, name))
+        else:
+            security = None
+            warnings.warn(
+                "tls = false in the profile: anyone who can reach a port of the driver or of a "
+                "worker can read the traffic, and run programs as you.",
+                stacklevel=3,
+            )
         stack.enter_context(dask.config.set(_SCHEDULER))
         stack.enter_context(quiet())
         fleets = {
@@ -322,7 +332,7 @@ def end(
     if queue:
         _end_jobs(queue, driver_name(directory), check)
         _end_jobs(queue, job_name(directory), check)
-    _remove_certificates(directory, directory, check)
+    certificates.remove(directory, job_name(directory), check)
 
 
 def job_name(run_directory: Path, token: str = "") -> str:
@@ -353,8 +363,8 @@ def job_script(profile: Profile, size: SizeClass, *, run_directory: Path) -> str
     settings = _settings(profile, size, directory, name)
     protocol = "tls" if profile.tls else "tcp"
     if profile.tls:
-        folder = _certificates_of(name, profile.shared_directory or directory)
-        settings |= {"security": _security(folder), "protocol": "tls://"}
+        place = profile.shared_directory or directory
+        settings |= {"security": certificates.named(place, name), "protocol": "tls://"}
     # dask-jobqueue makes the folder of the logs as soon as it hears of it.
     with tempfile.TemporaryDirectory() as scratch:
         logs = settings.pop("log_directory")
@@ -549,53 +559,6 @@ def _usable(directory: Path) -> Path:
         )
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-@contextmanager
-def _certificates(
-    profile: Profile, directory: Path, name: str, check: Callable[[], object]
-) -> Iterator[Security | None]:
-    """Make certificates of a launch, in files only for their owner, until the body is left."""
-    place = profile.shared_directory or directory
-    _remove_certificates(directory, place, check)
-    if not profile.tls:
-        warnings.warn(
-            "tls = false in the profile: anyone who can reach a port of the driver or of a worker "
-            "can read the traffic, and run programs as you.",
-            stacklevel=5,
-        )
-        yield None
-        return
-    folder = _certificates_of(name, place)
-    folder.mkdir(mode=0o700, parents=True)
-    try:
-        made = Security.temporary()
-        for name, text in (("cert.pem", made.tls_ca_file), ("key.pem", made.tls_worker_key)):
-            (folder / name).touch(mode=0o600)
-            (folder / name).write_text(text)
-        yield _security(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # who took over has removed it
-
-
-def _certificates_of(name: str, place: Path) -> Path:
-    return place / f"certificates-{name}"
-
-
-def _remove_certificates(directory: Path, place: Path, check: Callable[[], object]) -> None:
-    for folder in place.glob(f"certificates-{job_name(directory)}*"):
-        check()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _security(folder: Path) -> Security:
-    # One certificate for all: who holds the key is of this run.
-    files = {
-        f"tls_{role}_{what}": str(folder / f"{what}.pem")
-        for role in ("client", "scheduler", "worker")
-        for what in ("cert", "key")
-    }
-    return Security(require_encryption=True, tls_ca_file=str(folder / "cert.pem"), **files)
 
 
 def _end_jobs(queue: Queue, prefix: str, check: Callable[[], object] = lambda: None) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cluster import local as local_module
+from cluster import worker
 from cluster.local import check, local
 from cluster.queue import ClusterError
 from tests.test_pulse import until
@@ -114,6 +115,24 @@ def test_workers_end_with_their_driver() -> None:
         command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
     ) as driver:
         assert driver.stdout is not None
-        worker = psutil.Process(int(driver.stdout.readline()))
+        there = psutil.Process(int(driver.stdout.readline()))
         driver.kill()
-    assert not psutil.wait_procs([worker], timeout=60)[1]
+    assert not psutil.wait_procs([there], timeout=60)[1]
+
+
+def test_a_worker_that_still_starts_ends_with_its_driver() -> None:
+    """It would try for long to reach a driver who is gone."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", worker.__name__, "tcp://127.0.0.1:1", "one", "1000000000"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1h"},
+        cwd=Path(__file__).parents[1],
+    )
+    with process:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            assert process.wait(timeout=120) == 1
+        finally:
+            process.kill()
