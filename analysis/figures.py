@@ -166,7 +166,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     N = points["N"].values
     grid = np.geomspace(N.min() / 1.4, N.max() * 4 * 1.1, 200)
     inside = (grid >= N.min()) & (grid <= N.max())
-    confidence = half.attrs["confidence"]
+    confidence, seen = half.attrs["confidence"], [points["lower"].values, points["upper"].values]
     reach = stats.norm.ppf((1 + confidence) / 2)
     for law, color, style in zip(LAWS, cycle(_LAW_COLORS), cycle(_LAW_STYLES), strict=False):
         curve = evaluate(laws, law, grid)
@@ -174,6 +174,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
         if np.isnan(value).any():
             continue
         axis.fill_between(grid, value - band, value + band, color=color, alpha=0.13, linewidth=0)
+        seen.append(value)
         axis.plot(grid, value, color=color, linestyle=style, alpha=0.45)
         axis.plot(grid[inside], value[inside], color=color, linestyle=style, label=LAWS[law].tex)
     middle = points["alpha_half"].values
@@ -189,7 +190,13 @@ def alpha_half_against_log_N(study: Study) -> Figure:
         zorder=3,
         label="runs",
     )
-    threshold, (low, high) = study.threshold, axis.get_ylim()
+    # The band of a law that hardly is known would leave no room for the points.
+    room = np.concatenate([*seen, middle])
+    low, high = np.nanmin(room), np.nanmax(room)
+    margin = 0.08 * (high - low) or 0.1
+    low, high = low - margin, high + margin
+    axis.set_ylim(low, high)
+    threshold = study.threshold
     text = "" if threshold is None else _threshold_text(threshold)
     if threshold is None:
         pass  # nobody knows it

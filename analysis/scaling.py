@@ -50,6 +50,14 @@ def _inverse(N: Array, alpha_inf: float, A: float) -> Array:
     return alpha_inf - A / np.log(N)
 
 
+def _constant(N: Array, A: float) -> Array:
+    return np.full_like(N, A)
+
+
+def _power(N: Array, alpha_inf: float, A: float, nu: float) -> Array:
+    return alpha_inf - A * N**-nu
+
+
 #: The laws by name. Another law is another entry; everything below follows from it.
 LAWS = {
     "linear": Law("A + B log N", r"$A + B\,\log N$", _linear, {"A": 1.0, "B": 0.3}),
@@ -58,6 +66,13 @@ LAWS = {
         r"$\alpha_\infty - A/\log N$",
         _inverse,
         {"alpha_inf": 6.0, "A": 10.0},
+    ),
+    "constant": Law("A", "$A$", _constant, {"A": 3.0}),
+    "power": Law(
+        "alpha_inf - A N^-nu",
+        r"$\alpha_\infty - A\,N^{-\nu}$",
+        _power,
+        {"alpha_inf": 6.0, "A": 10.0, "nu": 0.3},
     ),
 }
 
@@ -69,6 +84,9 @@ FEWEST_MATRICES = 4
 
 #: Below this probability of so large a chi2, a law is said not to fit.
 UNLIKELY = 0.01
+
+#: With an error of so many times the largest alpha_half, a parameter is not known at all.
+HOPELESS = 1000.0
 
 #: Where the laws are extrapolated to when they are described.
 FAR_N = 10**6
@@ -309,7 +327,8 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
             note, raised = f"{type(why).__name__}: {str(why).partition(chr(10))[0]}", True
         else:
             note = "its parameters cannot be told from these alpha_half and their errors"
-            if np.isfinite(found).all() and (found.diagonal() > 0).all():
+            most = (HOPELESS * float(points["alpha_half"].max())) ** 2
+            if np.isfinite(found).all() and (found.diagonal() > 0).all() and found.max() < most:
                 note, chi2 = "", least
                 value.loc[names], covariance.loc[names, names] = best, found
     error = np.sqrt(covariance.values.diagonal())

@@ -92,10 +92,11 @@ def test_where_most_are_undecided_no_median_is_known() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.2, 0.5])
 def test_intervals_cover_and_the_exponent_comes_out_within_its_error(spread: float) -> None:
-    """Over 60 sweeps of 8 matrices: medians in 95 % intervals, pulls of z of mean 0 and width 1.
+    """Over 60 sweeps of 8 matrices: medians in 95 % intervals, pulls of z of mean 0 and width <= 1.
 
-    Inside were 0.95 to 0.97 of 600 sweeps a case. Fewer than 0.91 of 240 have a probability of
-    1e-3, as has a mean pull beyond 0.45; their width leaves 0.7 .. 1.3 with 1e-3. Seeds are fixed.
+    Of 1,200 medians a case 0.96 to 0.97 were inside, pulls had widths of 0.80 to 0.89. Fewer than
+    0.91 of 240 have a probability of 1e-3, as has a mean pull beyond 0.45; their width leaves
+    0.6 .. 1.15 with 1e-3. Seeds are fixed.
     """
     rng, inside, pulls = np.random.default_rng(7), [], []
     many = sweep(np.random.default_rng(9), np.inf, seeds=4000, spread=spread)
@@ -107,7 +108,7 @@ def test_intervals_cover_and_the_exponent_comes_out_within_its_error(spread: flo
         pulls.append(((z["value"] - Z) / z["error"]).item())
     assert np.mean(inside) >= 0.91
     assert abs(np.mean(pulls)) < 0.45
-    assert 0.7 < np.std(pulls) < 1.3
+    assert 0.6 < np.std(pulls) < 1.15
 
 
 def test_the_growth_is_put_into_words() -> None:
