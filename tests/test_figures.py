@@ -287,7 +287,9 @@ def test_alpha_half_is_shown_with_its_errors_and_laws() -> None:
     assert r"recovery\ in\ the\ end" in axis.get_ylabel()
     curves = [c for c in axis.lines if len(c.get_xdata()) == 200]
     bands = [c for c in axis.collections if isinstance(c, FillBetweenPolyCollection)]
-    for law, curve, band in zip(LAWS, curves, bands, strict=True):
+    fitted = [law for law in LAWS if not laws["note"].sel(law=law).item()]
+    assert len(fitted) >= 3
+    for law, curve, band in zip(fitted, curves, bands, strict=True):
         N, value = curve.get_data()
         [path] = band.get_paths()
         top = value + stats.norm.ppf(0.975) * evaluate(laws, law, N)["standard_error"]
