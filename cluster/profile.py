@@ -71,6 +71,7 @@ def _seconds(value: object) -> object:
 
 def _bytes(value: object) -> object:
     """Read "2 GB" or "512 MiB"."""
+    # Not by pydantic's ByteSize, which takes a bare 4, forgotten units, for four bytes.
     text = value if isinstance(value, str) else ""
     if not re.fullmatch(r"\d+(\.\d+)? *[kMGT]i?B", text.strip()):
         raise ValueError('must be text such as "2 GB" or "512 MiB"')

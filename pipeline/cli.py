@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -383,7 +384,9 @@ def figure(
     store: StoreArgument,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Which: recovery, one_run ... Default: all."),
+        typer.Argument(
+            metavar="[NAME]...", help="Which; a name that is none lists them. Default: all."
+        ),
     ] = None,
     format_: Annotated[
         list[str] | None,
@@ -526,9 +529,12 @@ def _draw(
     except Exception as error:  # of the user's settings of Matplotlib
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return [f"no figure could be drawn: {why}."]
-    for what, asked, known in (("NAME", names, FIGURES), ("--format", formats, FORMATS)):
-        if unknown := [word for word in asked if word not in known]:
-            return [f"{what} must be one of {', '.join(known)}; got {', '.join(unknown)}."]
+    if unknown := [name for name in names if name not in FIGURES]:
+        each = (f"\n  {name}: {inspect.getdoc(make)}" for name, make in FIGURES.items())
+        known = "".join(text.partition("\n\n")[0] for text in each)
+        return [f"NAME must be one of these; got {', '.join(unknown)}:{known}"]
+    if unknown := [word for word in formats if word not in FORMATS]:
+        return [f"--format must be one of {', '.join(FORMATS)}; got {', '.join(unknown)}."]
     named = dict[str, list[str]]()
     for name, why in draw(study, folder, names or FIGURES, formats or ("png", "pdf")).items():
         named.setdefault(why, []).append(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import filesize
+
 _LONG_PART = 30.0  # seconds after which one is told of while it runs
 
 
@@ -24,11 +26,7 @@ def between(least: float, most: float) -> str:
 
 def size(number: float) -> str:
     """Write a number of bytes."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
+    return filesize.decimal(int(number)).replace(".0 ", " ")
 
 
 def under_way(where: Mapping[str, Any]) -> str:

@@ -302,7 +302,7 @@ def test_a_sweep_that_does_not_fit_this_machine(here: Path, verb: str) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.match(
-        r"alphasweep: 1 workers on this machine must have [\d.e+]+ GB each, which N = "
+        r"alphasweep: 1 workers on this machine must have [\d.,]+ [TP]B each, which N = "
         r"2000000 takes; they can have [\d.]+ [MG]B in all: leave out the largest N or alpha, or "
         r"use a cluster",
         line,
@@ -840,8 +840,11 @@ def test_figures_are_drawn_by_name(here: Path) -> None:
     assert some.stdout.split(":")[1].strip() == "a b/c"
     files = {path.name for path in Path("a b/c").iterdir()}
     assert files == {f"{name}.{ending}" for name in asked[:2] for ending in ("svg", "pdf")}
+    explained = [
+        f"  {name}: {make.__doc__.split(chr(10))[0]}" for name, make in figures.FIGURES.items()
+    ]
     for words, told in (
-        (["nonsense"], f"NAME must be one of {', '.join(figures.FIGURES)}; got nonsense."),
+        (["nonsense"], "NAME must be one of these; got nonsense:\n" + "\n".join(explained)),
         (["--format", "gif"], "--format must be one of png, pdf, svg; got gif."),
     ):
         refused = alphasweep("figure", "tiny.zarr", *words)
