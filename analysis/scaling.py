@@ -252,7 +252,9 @@ def describe(laws: xr.Dataset) -> str:
     fitted = [law for law in laws["law"].values if not laws["note"].sel(law=law).item()]
     broken = laws.isel(law=laws["raised"].values)
     if not fitted:
-        notes = dict.fromkeys(laws["note"].values)
+        # What raised, and of the others the one that needs least.
+        rest = laws.isel(law=~laws["raised"].values).sortby("degrees_of_freedom")
+        notes = dict.fromkeys([*rest["note"].values[-1:], *broken["note"].values])
         return f"No law of alpha_half(N) was fitted: {'; '.join(notes)}."
     time = f" {by_text(laws.attrs['by'])}" if "by" in laws.attrs else ""
     lines = [
@@ -316,8 +318,8 @@ def _fit(law: Law, points: xr.Dataset, parameters: list[str]) -> xr.Dataset:
     covariance = value * value.rename(parameter="other")
     chi2, freedom, raised = math.nan, points.sizes["N"] - len(names), False
     note = (
-        f"a law of {len(names)} parameters needs alpha_half with an error above 0, of "
-        f"{FEWEST_MATRICES} matrices or more, at {len(names)} values of N or more; "
+        f"a law of {_number(len(names), 'parameter')} needs alpha_half with an error above 0, of "
+        f"{FEWEST_MATRICES} matrices or more, at {_number(len(names), 'value')} of N or more; "
         f"there are {points.sizes['N']}"
     )
     if freedom >= 0:
@@ -369,6 +371,10 @@ def _least_squares(law: Law, points: xr.Dataset) -> tuple[Array, Array, float]:
     if result.covar is not None:
         covariance = result.covar * unit**2
     return best, covariance, result.chisqr / unit**2
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def _labelled(variable: xr.DataArray, text: str) -> xr.DataArray:

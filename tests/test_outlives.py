@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from analysis.recovery import recovery_probability
+from analysis.study import Study
 from kernels.descent import Outcome
 from pipeline import dataset as contract
 from pipeline import layout, part
@@ -248,3 +250,21 @@ def test_a_new_store_says_its_format_and_lists_its_variables(store: Store) -> No
     written = layout.read_root(store.path)["attributes"]
     assert written["format"] == layout.FORMAT
     assert json.loads(written["cell_variables"]) == list(contract.cell_variables(tiny().recipe))
+
+
+def test_an_old_store_has_times(old: Store) -> None:
+    """Of its outcomes and recovery times: P by t_max is what it always was, by others no more."""
+    ds = xr.open_zarr(old.path)
+    study = Study(ds)
+    assert study.time == study.descent["t_max"] == 30.0
+    ends = study.outcomes.sum("N")
+    done = int((ds.outcome > 0).sum())
+    assert done == ends.runs == ends.recovered + ends.trapped + ends.undecided + ends.diverged
+    assert ends.undecided > 0
+    P = recovery_probability(ds, [5, 30, "end"]).isel(N=0)
+    of_old = ds.recovered.where(ds.status == DONE).mean(("seed", "start")).isel(N=0).load()
+    np.testing.assert_array_equal(P.probability.sel(by=30), of_old)
+    assert (P.probability.sel(by=5) <= of_old).all()
+    assert (P.least.sel(by=np.inf) == of_old).all()
+    assert (P.most.sel(by=np.inf) > of_old).any()
+    assert f"{int(ends.diverged)} of {done} runs diverged" in study.unstable
