@@ -142,13 +142,17 @@ def status(store: str | Path) -> Status:
 
 
 def _outcomes(store: Store, is_done: npt.NDArray[np.bool_]) -> dict[str, float]:
+    numbers = np.zeros(len(Outcome), dtype=np.int64)
     try:
-        outcome = np.asarray(layout.open_arrays(store.path)["outcome"][...])[is_done]
+        outcome = layout.open_arrays(store.path)["outcome"]
+        for i in np.flatnonzero(is_done.any(axis=(1, 2))):  # one alpha at a time: a store is large
+            ended = np.asarray(outcome[int(i)])[is_done[i]].ravel()
+            numbers += np.bincount(ended, minlength=len(Outcome))
     except (ValueError, KeyError, OSError):  # what is damaged is for `verify` to tell of
         return {}
-    if not outcome.size:
+    if not numbers.any():
         return {}
-    shares = np.bincount(outcome.ravel(), minlength=len(Outcome)) / outcome.size
+    shares = numbers / numbers.sum()
     return {one.name.lower(): float(shares[one]) for one in Outcome if one != Outcome.MISSING}
 
 
