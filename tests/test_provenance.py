@@ -16,12 +16,13 @@ import xarray as xr
 
 from kernels import descent, hessian
 from kernels.descent import Outcome
+from kernels.methods import METHODS
 from kernels.sensing import DenseSensing
 from pipeline import provenance
 from pipeline.dataset import COMPUTED
 from pipeline.part import compute
 from pipeline.provenance import code_version, fingerprint, other_numbers
-from pipeline.spec import Sweep, as_document
+from pipeline.spec import Recipe, Sweep, as_document
 from pipeline.store import Store, StoreError, hand_in
 from tests.conftest import bits, fill, parts_of, tiny
 
@@ -36,17 +37,51 @@ def test_a_fingerprint_is_json_and_repeats() -> None:
     assert np.shape(first["overlap"]) == (2, 3)
 
 
-def test_a_fingerprint_knows_every_field_and_every_end() -> None:
-    """Each computed variable has values in it, and its starts end in every way, with a signal."""
-    found = fingerprint(RECIPE)
+ENDS = {
+    "gd": ["UNDECIDED", "TRAPPED", "RECOVERED", "DIVERGED"],
+    "flow": ["UNDECIDED", "TRAPPED", "RECOVERED", "TRAPPED"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fingerprint_knows_every_field_and_every_end(method: str) -> None:
+    """Each computed variable has values in it, and its starts end in every way, by each method."""
+    found = fingerprint(recipe_of(method))
     assert {name.rpartition("/")[2] for name in found} == set(COMPUTED) - {"seconds"}
-    for name in set(COMPUTED) - {"seconds"}:
-        runs = [np.array(found[f"{run}/{name}"]).ravel() for run in ("planted", "large", "flow")]
-        assert (np.concatenate(runs) != -99.0).any(), name
-    ends = [Outcome(int(end)).name for end in found["planted/outcome"]]
-    assert sorted(ends) == ["DIVERGED", "RECOVERED", "TRAPPED", "UNDECIDED"]
-    ends = [Outcome(int(end)).name for end in found["flow/outcome"]]
-    assert sorted(ends) == ["RECOVERED", "TRAPPED", "UNDECIDED"]
+    unknown = {
+        name
+        for name in set(COMPUTED) - {"seconds"}
+        if (np.array(found[f"planted/{name}"]) == -99.0).all()
+        and (np.array(found[f"large/{name}"]) == -99.0).all()
+    }
+    assert unknown == (
+        {"final_lambda_min"} if method == "gd" else set()
+    )  # which gd does not look at
+    assert [Outcome(int(end)).name for end in found["planted/outcome"]] == ENDS[method]
+
+
+def recipe_of(method: str) -> Recipe:
+    """Return the recipe of the tiny sweep with another method."""
+    descent = {"method": method, "t_max": 3.0} | {"gd": {"learning_rate": 0.03}}.get(method, {})
+    document = as_document(tiny()) | {"descent": descent}
+    return Sweep.from_document(document).recipe
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_change_of_one_method_concerns_no_store_of_another(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a recipe of the method that changed is refused."""
+    before = {name: fingerprint(recipe_of(name)) for name in METHODS}
+    real = METHODS[method]
+
+    def changed(*args: Any, **more: Any) -> Any:
+        run = real(*args, **more)
+        return replace(run, final_overlap=1.001 * run.final_overlap)
+
+    monkeypatch.setitem(METHODS, method, changed)
+    refused = [name for name in METHODS if other_numbers(recipe_of(name), before[name])]
+    assert refused == [method]
 
 
 def test_rounding_is_not_another_number() -> None:
