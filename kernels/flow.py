@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 
 from kernels.descent import Outcome, Probe, Trajectory, nothing_yet
+from kernels.hessian import curvatures
 from kernels.instance import Instance
 from kernels.loss import Array, Loss, energy, multiplier
 from kernels.rest import rest
@@ -278,8 +279,7 @@ class Field:
         Returns V after `times` power iterations, and the estimate with its margin.
         """
         instance = self.instance
-        curvature = self.loss.second(at.y_hat, instance.y[:, None]) * (instance.N / instance.M)
-        curvature = curvature.astype(at.W.dtype, copy=False)
+        curvature = curvatures(instance, at.y_hat, self.loss).astype(at.W.dtype, copy=False)
         mu = multiplier(at.y_hat, instance.y, self.loss).astype(at.W.dtype)
         scratch, out = np.empty_like(at.y_hat), np.empty_like(at.W)
         length = np.ones(V.shape[1])

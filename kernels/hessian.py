@@ -21,6 +21,23 @@ _RESTARTS = 100
 _KRYLOV = 40
 
 
+def curvatures(instance: Instance, y_hat: Array, loss: Loss) -> Array:
+    """Return ``c = (N/M) ell''``, so that ``hess L = X^T diag(c) X`` at each of R points.
+
+    Parameters
+    ----------
+    instance : Instance
+    y_hat : (M, R)
+        Pre-activations of the points.
+    loss : Loss
+
+    Returns
+    -------
+    (M, R)
+    """
+    return np.asarray((instance.N / instance.M) * loss.second(y_hat, instance.y[:, None]))
+
+
 class RiemannianHessian(LinearOperator):  # type: ignore[misc]
     """``P (hess L - mu) P + c w w^T / N``, with P the projector orthogonal to w.
 
@@ -38,7 +55,7 @@ class RiemannianHessian(LinearOperator):  # type: ignore[misc]
     def __init__(self, instance: Instance, w: Array, *, loss: Loss) -> None:
         y_hat = instance.sensing.forward(w[:, None])
         self._sensing = instance.sensing
-        self._curvature = (instance.N / instance.M) * loss.second(y_hat, instance.y[:, None])
+        self._curvature = curvatures(instance, y_hat, loss)
         self.mu = float(multiplier(y_hat, instance.y, loss)[0])
         bound = float(np.abs(self._curvature).max()) * (1 + np.sqrt(instance.M / instance.N)) ** 2
         self._shift = 2 * bound - self.mu
