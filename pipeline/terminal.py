@@ -158,7 +158,8 @@ def show_plan(found: Mapping[str, Any]) -> None:
         say(f"It takes {least} to {most} with {found['workers']} workers, {where}.")
     say(
         "These are estimates, for cores that do nothing else: from starts that recover at once to "
-        "starts that all last until t_max. Cells like those that were run are predicted by them."
+        "starts that all last as long as starts do. Cells like those that were run are predicted by "
+        "them."
     )
 
 

@@ -16,7 +16,7 @@ import xarray as xr
 from hypothesis import settings
 
 from pipeline.part import Part, compute
-from pipeline.spec import Sweep
+from pipeline.spec import Sweep, as_document
 from pipeline.store import Store, hand_in
 
 # Whoever starts us in the background may have us ignore Ctrl-C, and with us all that we start.
@@ -45,6 +45,18 @@ TINY = {
 def tiny(**grid: Any) -> Sweep:
     """Return a sweep of a dozen cells that take milliseconds, with other axes if they are given."""
     return Sweep.from_document(TINY | {"grid": TINY["grid"] | grid})  # type: ignore[operator]
+
+
+def tiny_flow(**grid: Any) -> Sweep:
+    """Return the tiny sweep by the gradient flow, in which some starts end."""
+    descent = {"method": "flow", "t_max": 12.0}
+    return Sweep.from_document(
+        as_document(tiny(**grid)) | {"descent": descent, "problem": {"a": 1.0}}
+    )
+
+
+SWEEPS = {"gd": tiny, "flow": tiny_flow}
+"""The tiny sweep by each method of the descent."""
 
 
 def parts_of(sweep: Sweep, seeds_per_part: int = 2) -> list[Part]:

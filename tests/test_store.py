@@ -33,7 +33,7 @@ from pipeline.part import Part, compute
 from pipeline.provenance import code_version
 from pipeline.store import Block, Failure, Store, StoreError, hand_in
 from pipeline.verify import verify
-from tests.conftest import bits, fill, parts_of, take_over, tiny
+from tests.conftest import SWEEPS, bits, fill, parts_of, take_over, tiny
 
 # --- the public contract ----------------------------------------------------------------------
 
@@ -98,17 +98,20 @@ def test_without_probes_there_are_no_modes(store: Store) -> None:
 # --- parts and commits ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", SWEEPS)
 @pytest.mark.parametrize("seeds_per_part", [1, 3])
 def test_part_size_and_order_change_no_bit(
-    full: Store, tmp_path: Path, seeds_per_part: int
+    store: Store, tmp_path: Path, seeds_per_part: int, method: str
 ) -> None:
     """However a sweep is cut, and in whatever order parts come, the dataset is the same."""
-    parts = parts_of(tiny(), seeds_per_part)
+    sweep = SWEEPS[method]()
+    fill(store, sweep, parts_of(sweep))
+    parts = parts_of(sweep, seeds_per_part)
     random.Random(1).shuffle(parts)
     other = Store(tmp_path / "other.zarr")
     for part in parts:  # a commit for each, as in a run that is stopped again and again
-        fill(other, tiny(), [part])
-    assert bits(other.path) == bits(full.path)
+        fill(other, sweep, [part])
+    assert bits(other.path) == bits(store.path)
 
 
 def test_handing_in_again_changes_nothing(full: Store) -> None:
@@ -384,14 +387,18 @@ def test_widening_changes_no_old_bit(full: Store, wider: str) -> None:
     )
 
 
+@pytest.mark.parametrize("method", SWEEPS)
 @pytest.mark.parametrize("wider", WIDER)
-def test_a_widened_store_ends_as_one_made_at_once(full: Store, tmp_path: Path, wider: str) -> None:
+def test_a_widened_store_ends_as_one_made_at_once(
+    store: Store, tmp_path: Path, wider: str, method: str
+) -> None:
     """Widening and computing the rest gives, to the bit, what a fresh sweep gives."""
-    sweep = tiny(**WIDER[wider])
-    fill(full, sweep, parts_of(sweep))
+    begun, sweep = SWEEPS[method](), SWEEPS[method](**WIDER[wider])
+    fill(store, begun, parts_of(begun))
+    fill(store, sweep, parts_of(sweep))
     fresh = Store(tmp_path / "fresh.zarr")
     fill(fresh, sweep, parts_of(sweep))
-    assert bits(full.path) == bits(fresh.path)
+    assert bits(store.path) == bits(fresh.path)
 
 
 def test_seeds_before_old_ones(store: Store, tmp_path: Path) -> None:
