@@ -14,6 +14,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from kernels.descent import descend
+from kernels.flow import decided_by
 from kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
 from kernels.instance import Instance, measurements
 from kernels.loss import Array
@@ -348,15 +349,17 @@ class Plan:
         Returns
         -------
         dict
-            ``name``; ``cells`` of the sweep, of which are ``done``, ``handed_in``, ``failed`` (and
-            left so) or ``missing``; for the missing ones their ``runs`` (cells times starts),
-            ``parts``, ``core_hours_least`` and ``core_hours_most``, ``longest_part_seconds``, and
-            ``memory_bytes`` of a worker; the same by size in the list ``sizes``, with ``N``; and
-            ``files`` and ``disk_bytes`` (before compression) of the finished store.
+            ``name``, ``t_max``; ``cells`` of the sweep, of which are ``done``, ``handed_in``,
+            ``failed`` (and left so) or ``missing``; for the missing ones their ``runs`` (cells times starts),
+            ``parts``, ``core_hours_least`` and ``core_hours_most``, ``longest_part_seconds``,
+            ``memory_bytes`` of a worker, and ``decided_by``, the time by which all but 1 % of the
+            runs end, as `kernels.flow` has measured it; the same by size in the list ``sizes``,
+            with ``N``; and ``files`` and ``disk_bytes`` (before compression) of the finished store.
         """
         sizes = self._sweep.grid.N
         return {
             "name": self.name,
+            "t_max": self._sweep.descent.t_max,
             "cells": self.cells,
             "done": self.done,
             "handed_in": self.handed_in,
@@ -376,6 +379,7 @@ class Plan:
             "parts": sum(self.parts[N] for N in sizes),
             "core_hours_least": sum(self.least[N] for N in sizes) / 3600,
             "core_hours_most": sum(self.most[N] for N in sizes) / 3600,
+            "decided_by": max(map(decided_by, sizes)),
             "longest_part_seconds": max(self.longest[N] for N in sizes),
             "memory_bytes": int(max(self.bytes[N] for N in sizes)),
         }

@@ -158,9 +158,14 @@ def show_plan(found: Mapping[str, Any]) -> None:
         say(f"It takes {least} to {most} with {found['workers']} workers, {where}.")
     say(
         "These are estimates, for cores that do nothing else: from starts that recover at once to "
-        "starts that all last as long as starts do. Cells like those that were run are predicted by "
-        "them."
+        "starts that all last to t_max or, of flow, as long as was measured at N = 64 to 512 for "
+        "a = 1. Cells like those that were run are predicted by them."
     )
+    if short := [row for row in found["sizes"] if row["decided_by"] > found["t_max"]]:
+        say(
+            f"t_max = {found['t_max']:g} cuts off runs that are not decided: all but 1 % are by "
+            f"t = {short[-1]['decided_by']:.0f} at N = {short[-1]['N']} (as measured for a = 1)."
+        )
 
 
 def show_outcomes(outcomes: xr.Dataset) -> None:

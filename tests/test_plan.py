@@ -23,7 +23,8 @@ from pipeline.part import Part, compute
 from pipeline.plan import REFERENCE, CostModel, Plan, Speed, Work, calibrate, make_plan
 from pipeline.spec import Sweep, as_document, load
 from pipeline.store import Block, Failure, Store, hand_in
-from tests.conftest import fill, tiny
+from pipeline.terminal import show_plan
+from tests.conftest import fill, tiny, tiny_flow
 
 MODEL = CostModel(REFERENCE)
 
@@ -361,3 +362,27 @@ def test_a_clock_of_processes_that_hardly_ticks(monkeypatch: pytest.MonkeyPatch)
     speed = calibrate(sweep.recipe).speed
     assert speed.bound(sweep.recipe, 2.0, 8) > 0
     CostModel.with_experience(speed, sweep.recipe, {(2.0, 8): 0.01})
+
+
+def test_the_plan_tells_what_t_max_cuts_off(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where 1 % of the runs last longer; the preset that decides all has no such line."""
+    show_plan(make_plan(load("quick"), MODEL).numbers())
+    assert "t_max = 30 cuts off runs that are not decided" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    show_plan(make_plan(load("laptop"), MODEL).numbers())
+    assert "cuts off runs" not in " ".join(capsys.readouterr().out.split())
+
+
+def test_runs_of_flow_are_counted_until_they_end() -> None:
+    """To a small t_max by the time, beyond by the size; less with a larger tolerance."""
+    document = as_document(tiny_flow())
+
+    def trips(N: int, **changes: float) -> float:
+        descent = document["descent"] | {"t_max": 20.0} | changes
+        return Sweep.from_document(document | {"descent": descent}).descent.round_trips(N)
+
+    assert trips(64, t_max=1e3) == trips(64, t_max=1e4) < trips(512, t_max=1e4)
+    assert trips(64) == trips(512) < trips(512, t_max=100.0)
+    assert trips(64, tolerance=1e-2) < trips(64) < trips(64, tolerance=1e-4)
+    assert tiny().descent.round_trips(8) == 100
