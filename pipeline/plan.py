@@ -350,11 +350,12 @@ class Plan:
         -------
         dict
             ``name``, ``t_max``; ``cells`` of the sweep, of which are ``done``, ``handed_in``,
-            ``failed`` (and left so) or ``missing``; for the missing ones their ``runs`` (cells times starts),
-            ``parts``, ``core_hours_least`` and ``core_hours_most``, ``longest_part_seconds``,
-            ``memory_bytes`` of a worker, and ``decided_by``, the time by which all but 1 % of the
-            runs end, as `kernels.flow` has measured it; the same by size in the list ``sizes``,
-            with ``N``; and ``files`` and ``disk_bytes`` (before compression) of the finished store.
+            ``failed`` (and left so) or ``missing``; for the missing ones their ``runs`` (cells
+            times starts), ``parts``, ``core_hours_least`` and ``core_hours_most``,
+            ``longest_part_seconds``, ``memory_bytes`` of a worker, and ``decided_by``, the time by
+            which all but 1 % of the runs end (`kernels.flow`); the same by size in the list
+            ``sizes``, with ``N``; and ``files`` and ``disk_bytes`` (before compression) of the
+            finished store.
         """
         sizes = self._sweep.grid.N
         return {
