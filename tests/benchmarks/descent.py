@@ -12,8 +12,9 @@ starts as two matrix products, in the better of both layouts. Both sides have th
 or two, which JAX takes by its own threads and we, like `alphasweep run`, by a process each. Before
 a time is taken, both sides must have reached the same overlaps.
 
-The third table is the time of a whole run by plain steps: t = 60 at a learning rate of 0.03, with 40 records, and every start leaves the batch when it has recovered or is trapped. A
-compiled loop of fixed length takes all 2,000 steps, at the time a step of the second table. At
+The third table is the time of a whole run by plain steps: t = 60 at a learning rate of 0.03, with
+40 records, and every start leaves the batch when it has recovered or is trapped. A compiled loop of
+fixed length takes all 2,000 steps, at the time a step of the second table. At
 alpha = 5 nearly all runs recover.
 
 Measurements are short, take turns, and count with the best of many: on a shared machine compare
