@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from uncertainties import ufloat
 
-from analysis.recovery import NO_SIGNAL, fitted_probability, is_done
-from analysis.scaling import LAWS, evaluate
-from analysis.study import Study
-from analysis.times import shown
+from alphasweep.analysis.recovery import NO_SIGNAL, fitted_probability, is_done
+from alphasweep.analysis.scaling import LAWS, evaluate
+from alphasweep.analysis.study import Study
+from alphasweep.analysis.times import shown
 
 #: Widths of one and of two columns of a physics journal, in inches.
 COLUMN, PAGE = 3.4, 7.0

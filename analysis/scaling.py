@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.optimize import approx_fprime
 from uncertainties import ufloat
 
-from analysis.recovery import by_text, check_labels
+from alphasweep.analysis.recovery import by_text, check_labels
 
 Array = NDArray[np.floating[Any]]
 

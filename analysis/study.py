@@ -7,8 +7,8 @@ from typing import Any
 
 import xarray as xr
 
-from analysis import recovery, scaling, times
-from analysis.thresholds import stable_learning_rate, threshold_of
+from alphasweep.analysis import recovery, scaling, times
+from alphasweep.analysis.thresholds import stable_learning_rate, threshold_of
 
 #: The first of the times, each twice the one before, at which P and alpha_half are looked at.
 FIRST_TIME = 30.0

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 
-from kernels.instance import measurements
-from kernels.loss import IntensityLoss
+from alphasweep.kernels.instance import measurements
+from alphasweep.kernels.loss import IntensityLoss
 
 #: Distance of the nodes in log z. The error falls like exp(-const/STEP), whatever ``a`` is:
 #: 2e-8 at 0.2, 2e-11 at 0.15, below 1e-12 at 0.1.

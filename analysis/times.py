@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from uncertainties import ufloat
 
-from analysis.recovery import check_confidence, check_labels, ended, is_done, labelled
-from analysis.scaling import fit_power
+from alphasweep.analysis.recovery import check_confidence, check_labels, ended, is_done, labelled
+from alphasweep.analysis.scaling import fit_power
 
 #: So many alphas are put into words and figures.
 _SHOWN = 4

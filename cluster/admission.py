@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import psutil
 
-from cluster import slurm
-from cluster.profile import Profile
-from cluster.queue import ClusterError, Outlook
+from alphasweep.cluster import slurm
+from alphasweep.cluster.profile import Profile
+from alphasweep.cluster.queue import ClusterError, Outlook
 
 
 def missing_interface(profile: Profile) -> str:

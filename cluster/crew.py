@@ -12,9 +12,9 @@ from typing import Any
 
 from distributed import Client
 
-from cluster.fleet import Death
-from cluster.launch import Cluster
-from cluster.queue import ClusterError
+from alphasweep.cluster.fleet import Death
+from alphasweep.cluster.launch import Cluster
+from alphasweep.cluster.queue import ClusterError
 
 _PATIENCE_SECONDS = 300.0  # with a worker that is examined; a slow disk takes it two minutes
 

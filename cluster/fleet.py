@@ -17,10 +17,10 @@ from typing import Any, cast
 
 from distributed import Client, Scheduler, SchedulerPlugin
 
-from cluster.local import check
-from cluster.profile import SizeClass
-from cluster.pulse import silences
-from cluster.queue import OVER, Answer, ClusterError, Ended, Listed
+from alphasweep.cluster.local import check
+from alphasweep.cluster.profile import SizeClass
+from alphasweep.cluster.pulse import silences
+from alphasweep.cluster.queue import OVER, Answer, ClusterError, Ended, Listed
 
 _UNLISTED_SECONDS = 120.0  # that a queue may take to list a job which it has accepted
 _LOST_SECONDS = 15.0  # after that, a worker that left although its job goes on does not come back

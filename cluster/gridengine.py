@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from cluster.queue import ClusterError, Ended, Listed, NoAnswerError, command
+from alphasweep.cluster.queue import ClusterError, Ended, Listed, NoAnswerError, command
 
 _ASKED_WHY = 10  # jobs of a run wait for the same things, and the answer may be long
 _REASONS = 3  # of one job: Grid Engine has one for each queue and node

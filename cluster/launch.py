@@ -24,13 +24,13 @@ from distributed import Client
 from distributed.core import Status
 from distributed.security import Security
 
-from cluster import certificates, gridengine, slurm
-from cluster.admission import missing_interface
-from cluster.fleet import Death, Fleet, QueueFleet
-from cluster.local import ONE_THREAD, TICK_LIMIT, close, local, quiet
-from cluster.profile import Profile, SizeClass
-from cluster.pulse import Pulse
-from cluster.queue import OVER, Answer, ClusterError, Queue, command, job_id
+from alphasweep.cluster import certificates, gridengine, slurm
+from alphasweep.cluster.admission import missing_interface
+from alphasweep.cluster.fleet import Death, Fleet, QueueFleet
+from alphasweep.cluster.local import ONE_THREAD, TICK_LIMIT, close, local, quiet
+from alphasweep.cluster.profile import Profile, SizeClass
+from alphasweep.cluster.pulse import Pulse
+from alphasweep.cluster.queue import OVER, Answer, ClusterError, Queue, command, job_id
 
 QUEUES: Mapping[str, Queue] = {"slurm": slurm, "sge": gridengine}
 """By the kind of a profile. Of another queue's jobs only those are known whose worker is there."""
@@ -448,7 +448,7 @@ def _settings(profile: Profile, size: SizeClass, directory: Path, name: str) -> 
         "log_directory": str(directory / "logs"),
         # In the place of the shell: else the shell dies first of a cancelled job, and a queue that
         # follows parents loses sight of the worker.
-        "python": f"exec {profile.python}",
+        "python": f"exec {profile.python} -P",  # nothing of the working directory is imported
         "cores": size.cores,
         "memory": f"{size.memory} B",
         "processes": 1,  # with more, dask-jobqueue loses count of jobs

@@ -22,10 +22,10 @@ from distributed import Client, LocalCluster, Scheduler
 from distributed.system import MEMORY_LIMIT
 from tornado.ioloop import PeriodicCallback
 
-from cluster import worker
-from cluster.profile import SILENT_SECONDS
-from cluster.pulse import Pulse
-from cluster.queue import ClusterError
+from alphasweep.cluster import worker
+from alphasweep.cluster.profile import SILENT_SECONDS
+from alphasweep.cluster.pulse import Pulse
+from alphasweep.cluster.queue import ClusterError
 
 KILLED_AT = 0.95
 """Of its share of the memory: a worker that holds more is killed, or the machine would swap."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster.admission import missing_interface, outlooks
-from cluster.launch import job_script
-from cluster.profile import Profile, ProfileError, SizeClass
+from alphasweep.cluster.admission import missing_interface, outlooks
+from alphasweep.cluster.launch import job_script
+from alphasweep.cluster.profile import Profile, ProfileError, SizeClass
 
 
 @dataclass(frozen=True)

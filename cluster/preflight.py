@@ -42,7 +42,7 @@ def preflight(
     expected : mapping of str to str
         Distributions and the versions that a worker must have, see `versions`.
     files : iterable of str
-        Packages whose modules must be the same files, such as "kernels".
+        Packages whose modules must be the same files, such as "alphasweep.kernels".
     token_directory : Path
         A directory which both must see and be able to write, such as the store's.
     memory : int

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cluster.queue import ClusterError, Ended, Listed, NoAnswerError, Outlook, command
+from alphasweep.cluster.queue import ClusterError, Ended, Listed, NoAnswerError, Outlook, command
 
 SUBMITTED = r"(\d+)(?:;\S+)?"
 """What ``sbatch --parsable`` prints, see `job_id` of `cluster.queue`; ``;`` is for federations."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from cluster import slurm
-from cluster.profile import Profile
-from cluster.queue import ClusterError, command, job_id
+from alphasweep.cluster import slurm
+from alphasweep.cluster.profile import Profile
+from alphasweep.cluster.queue import ClusterError, command, job_id
 
 REQUEUE_STATUS = 75
 """With this exit status (EX_TEMPFAIL) a driver says that there is more to do."""

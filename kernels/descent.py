@@ -15,9 +15,9 @@ from enum import IntEnum
 
 import numpy as np
 
-from kernels.instance import Instance
-from kernels.loss import Array, Loss, energy, multiplier
-from kernels.spectrum import spectrum
+from alphasweep.kernels.instance import Instance
+from alphasweep.kernels.loss import Array, Loss, energy, multiplier
+from alphasweep.kernels.spectrum import spectrum
 
 Probe = Callable[[int, Array], None]
 """``probe(k, w)`` is called with the k-th recorded step and w (N,) of the first start."""

@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from kernels.descent import Outcome, Probe, Trajectory, nothing_yet
-from kernels.hessian import curvatures
-from kernels.instance import Instance
-from kernels.loss import Array, Loss, energy, multiplier
-from kernels.rest import rest
-from kernels.spectrum import spectrum
+from alphasweep.kernels.descent import Outcome, Probe, Trajectory, nothing_yet
+from alphasweep.kernels.hessian import curvatures
+from alphasweep.kernels.instance import Instance
+from alphasweep.kernels.loss import Array, Loss, energy, multiplier
+from alphasweep.kernels.rest import rest
+from alphasweep.kernels.spectrum import spectrum
 
 Indices = npt.NDArray[np.intp]
 

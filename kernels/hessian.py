@@ -8,8 +8,8 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from kernels.instance import Instance
-from kernels.loss import Array, Loss, multiplier
+from alphasweep.kernels.instance import Instance
+from alphasweep.kernels.loss import Array, Loss, multiplier
 
 # A dense solve builds the Hessian (4 M N^2 flops) and reduces it; ARPACK multiplies by X and X^T
 # 50 to 300 times. At alpha = 4 they take the same time at N = 256 (8 ms, one thread); at 128 dense

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from kernels.loss import Array
-from kernels.sensing import SENSINGS, Sensing
+from alphasweep.kernels.loss import Array
+from alphasweep.kernels.sensing import SENSINGS, Sensing
 
 Signal = Literal["planted", "null"]
 

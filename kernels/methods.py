@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernels.descent import Trajectory, descend
-from kernels.flow import flow
+from alphasweep.kernels.descent import Trajectory, descend
+from alphasweep.kernels.flow import flow
 
 METHODS: dict[str, Callable[..., Trajectory]] = {"gd": descend, "flow": flow}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from kernels.instance import STARTS, Instance, Signal, draw_instance
-from kernels.loss import LOSSES, Array, Loss
-from kernels.sensing import SENSINGS
+from alphasweep.kernels.instance import STARTS, Instance, Signal, draw_instance
+from alphasweep.kernels.loss import LOSSES, Array, Loss
+from alphasweep.kernels.sensing import SENSINGS
 
 __all__ = ["LOSSES", "SENSINGS", "STARTS", "Problem"]
 

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.hessian import lowest_eigenpairs
-from kernels.instance import Instance
-from kernels.loss import Array, Loss, energy, multiplier
+from alphasweep.kernels.hessian import lowest_eigenpairs
+from alphasweep.kernels.instance import Instance
+from alphasweep.kernels.loss import Array, Loss, energy, multiplier
 
 _DENSE_UP_TO = 128
 _TOLERANCE = 1e-2

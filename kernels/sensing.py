@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kernels.loss import Array
+from alphasweep.kernels.loss import Array
 
 Weigh = Callable[[Array, slice], Array]
 """``f(y_hat[rows], rows)``: acts on the pre-activations of a slice of samples, row by row."""

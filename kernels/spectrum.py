@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.loss import Array, Loss
+from alphasweep.kernels.loss import Array, Loss
 
 _ITERATIONS = 60
 _TOLERANCE = 1e-10

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline import terminal
-from pipeline.dataset import FAILED, MISSING
-from pipeline.files import replace_text
-from pipeline.layout import figures_folder
-from pipeline.plan import Plan, calibrate, make_plan
-from pipeline.provenance import code_version
-from pipeline.run import (
+from alphasweep.pipeline import terminal
+from alphasweep.pipeline.dataset import FAILED, MISSING
+from alphasweep.pipeline.files import replace_text
+from alphasweep.pipeline.layout import figures_folder
+from alphasweep.pipeline.plan import Plan, calibrate, make_plan
+from alphasweep.pipeline.provenance import code_version
+from alphasweep.pipeline.run import (
     SUBMITTED,
     RunError,
     cost_model,
@@ -37,17 +37,17 @@ from pipeline.run import (
     source,
     staff,
 )
-from pipeline.run import run as compose
-from pipeline.spec import Sweep, SweepError, gains, preset_names, template, widened
-from pipeline.status import status as look
-from pipeline.store import Store, StoreError
-from pipeline.terminal import say
-from pipeline.words import between
+from alphasweep.pipeline.run import run as compose
+from alphasweep.pipeline.spec import Sweep, SweepError, gains, preset_names, template, widened
+from alphasweep.pipeline.status import status as look
+from alphasweep.pipeline.store import Store, StoreError
+from alphasweep.pipeline.terminal import say
+from alphasweep.pipeline.words import between
 
 if TYPE_CHECKING:  # distributed takes a second to load
-    from analysis.study import Study
-    from cluster.placement import Placement
-    from cluster.profile import Profile
+    from alphasweep.analysis.study import Study
+    from alphasweep.cluster.placement import Placement
+    from alphasweep.cluster.profile import Profile
 
 _REQUEUE_STATUS = 75  # EX_TEMPFAIL; cluster.submit's script then puts the job back
 
@@ -132,7 +132,7 @@ def init(
     path = path or Path(f"{cluster or 'sweep'}.toml")
     with _reported_errors():
         if cluster:
-            from cluster import profile
+            from alphasweep.cluster import profile
 
             text, then = profile.template(cluster), "alphasweep plan SWEEP --on "
         else:
@@ -220,15 +220,16 @@ def submit(
     other_numbers: MixOption = False,
 ) -> None:
     """Let the driver itself be a job of SLURM, which resumes until all is done."""
-    from cluster.launch import record_queue
-    from cluster.queue import command as ask_command
-    from cluster.submit import submit as submit_job
+    from alphasweep.cluster.launch import record_queue
+    from alphasweep.cluster.queue import command as ask_command
+    from alphasweep.cluster.submit import submit as submit_job
 
     with _reported_errors():
         wanted, place = source(sweep, store)
         seconds = seconds_per_part(part_seconds, on)
         placed = placement(on, _plan(wanted, place, seconds, on, retry_failed))
-        command = [sys.executable, "-m", "pipeline.cli", "run", str(place.path), "--wait"]
+        command = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
+        command += ["run", str(place.path), "--wait"]
         command += ["--on", str(on.absolute()), "--part-seconds", str(seconds)]
         command += ["--retry-failed"] * retry_failed + ["--other-numbers"] * other_numbers
         script = _driver_script(placed.profile, place, command)
@@ -249,8 +250,8 @@ def submit(
 @app.command()
 def cancel(store: StoreArgument) -> None:
     """End the driver of a store and its workers; what was finished is kept."""
-    from cluster.launch import end
-    from cluster.queue import ClusterError
+    from alphasweep.cluster.launch import end
+    from alphasweep.cluster.queue import ClusterError
 
     place = Store(store)
     with _reported_errors():
@@ -362,8 +363,8 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Read every byte of a store, and say what is not sound in it. Exits 1 if anything is."""
-    from pipeline.repair import repair as mend
-    from pipeline.verify import verify as examine
+    from alphasweep.pipeline.repair import repair as mend
+    from alphasweep.pipeline.verify import verify as examine
 
     place = Store(store)
     with _reported_errors():
@@ -441,7 +442,7 @@ def _ask(placed: Placement, on: Path, store: Store, driver: str) -> None:
 
 
 def _show_jobs(placed: Placement, classes: list[dict[str, Any]], store: Store) -> None:
-    from cluster.launch import job_script
+    from alphasweep.cluster.launch import job_script
 
     terminal.show_classes(classes)
     say("N goes to the smallest class whose up_to_N holds it.")
@@ -456,7 +457,7 @@ def _driver_log(store: Store) -> Path:
 
 
 def _driver_script(profile: Profile, store: Store, command: list[str]) -> str:
-    from cluster.submit import driver_script
+    from alphasweep.cluster.submit import driver_script
 
     return driver_script(
         profile,
@@ -500,7 +501,7 @@ def _conclude(store: Store) -> None:
 def _study(store: Store) -> Study:
     # Before lmfit loads it: a home that cannot be written is not worth a line.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from analysis.study import Study
+    from alphasweep.analysis.study import Study
 
     return Study(store.open())
 
@@ -525,7 +526,7 @@ def _draw(
 ) -> list[str]:
     """Draw figures into a folder; return a line for each thing that went wrong."""
     try:
-        from analysis.figures import FIGURES, FORMATS, draw
+        from alphasweep.analysis.figures import FIGURES, FORMATS, draw
     except Exception as error:  # of the user's settings of Matplotlib
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return [f"no figure could be drawn: {why}."]
@@ -569,7 +570,7 @@ def _reported_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
     except (RuntimeError, ValueError) as error:
         # The cluster's own, looked up without importing it: it may not have been needed.
-        if type(error).__module__.partition(".")[0] != "cluster":
+        if not type(error).__module__.startswith("alphasweep.cluster."):
             raise
         _fail(str(error))
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.descent import Outcome
-from pipeline.spec import Recipe
+from alphasweep.kernels.descent import Outcome
+from alphasweep.pipeline.spec import Recipe
 
 MISSING, DONE, FAILED = range(3)
 STATUS = ("missing", "done", "failed")

@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
-from pipeline.part import Part
-from pipeline.plan import MARGIN, Plan, Work
-from pipeline.spec import Sweep
-from pipeline.store import Block, Failure, StoreError, Writer
-from pipeline.tasks import NoTimeLeftError, part_of, submit_parts, unfit
-from pipeline.words import duration, under_way
+from alphasweep.pipeline.part import Part
+from alphasweep.pipeline.plan import MARGIN, Plan, Work
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Block, Failure, StoreError, Writer
+from alphasweep.pipeline.tasks import NoTimeLeftError, part_of, submit_parts, unfit
+from alphasweep.pipeline.words import duration, under_way
 
 ATTEMPTS = 3
 TIMEOUTS = 3

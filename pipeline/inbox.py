@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import cell_dtype
-from pipeline.files import patient, replace
-from pipeline.part import Cells, Part
-from pipeline.provenance import code_version, recipe_digest
-from pipeline.spec import Recipe
+from alphasweep.pipeline.dataset import cell_dtype
+from alphasweep.pipeline.files import patient, replace
+from alphasweep.pipeline.part import Cells, Part
+from alphasweep.pipeline.provenance import code_version, recipe_digest
+from alphasweep.pipeline.spec import Recipe
 
 
 class DamagedError(Exception):

@@ -30,11 +30,18 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from kernels.instance import measurements
-from pipeline.dataset import AXES, COORDINATES, GRID, MEASUREMENTS, Variable, cell_variables
-from pipeline.files import copy, replace_text, sync
-from pipeline.provenance import code_version, fingerprint, machine
-from pipeline.spec import Sweep, SweepError, as_document, differences
+from alphasweep.kernels.instance import measurements
+from alphasweep.pipeline.dataset import (
+    AXES,
+    COORDINATES,
+    GRID,
+    MEASUREMENTS,
+    Variable,
+    cell_variables,
+)
+from alphasweep.pipeline.files import copy, replace_text, sync
+from alphasweep.pipeline.provenance import code_version, fingerprint, machine
+from alphasweep.pipeline.spec import Sweep, SweepError, as_document, differences
 
 #: How the names of the folders beside a store end, after the whole name of the store. No store's
 #: name may end so: the folders of two stores would else be one, or one be the other's store.

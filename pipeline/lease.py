@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 import psutil
 
-from pipeline.files import remove
+from alphasweep.pipeline.files import remove
 
 LEASE_SECONDS = 60.0  # a driver that shows no sign of life for so long may be taken over
 _SAME_BIRTH_SECONDS = 2.0  # the start of a machine is known to a second

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from kernels.descent import Outcome
-from kernels.hessian import Eigenpairs, lowest_eigenpairs
-from kernels.instance import Instance, measurements
-from kernels.loss import Array
-from kernels.methods import METHODS
-from pipeline.dataset import cell_dtype
-from pipeline.spec import Recipe
+from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.hessian import Eigenpairs, lowest_eigenpairs
+from alphasweep.kernels.instance import Instance, measurements
+from alphasweep.kernels.loss import Array
+from alphasweep.kernels.methods import METHODS
+from alphasweep.pipeline.dataset import cell_dtype
+from alphasweep.pipeline.spec import Recipe
 
 Cells = npt.NDArray[Any]
 """(n,), structured: a record of `pipeline.dataset.cell_dtype` for each of n consecutive seeds."""

@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from kernels.descent import descend
-from kernels.flow import decided_by
-from kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
-from kernels.instance import Instance, measurements
-from kernels.loss import Array
-from pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
-from pipeline.layout import seeds_per_chunk
-from pipeline.part import Part
-from pipeline.spec import Recipe, Sweep
-from pipeline.store import Block, Store, wider_sweep
-from pipeline.words import between
+from alphasweep.kernels.descent import descend
+from alphasweep.kernels.flow import decided_by
+from alphasweep.kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
+from alphasweep.kernels.instance import Instance, measurements
+from alphasweep.kernels.loss import Array
+from alphasweep.pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
+from alphasweep.pipeline.layout import seeds_per_chunk
+from alphasweep.pipeline.part import Part
+from alphasweep.pipeline.spec import Recipe, Sweep
+from alphasweep.pipeline.store import Block, Store, wider_sweep
+from alphasweep.pipeline.words import between
 
 SECONDS_PER_PART = 5.0
 MARGIN = 1.5  # a part may take so much longer than predicted

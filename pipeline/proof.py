@@ -24,13 +24,13 @@ import numcodecs  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
-from kernels.descent import Outcome
-from pipeline import layout
-from pipeline.dataset import FAILED, GRID, STATUS
-from pipeline.inbox import DamagedError
-from pipeline.part import Part
-from pipeline.spec import Sweep, SweepError
-from pipeline.store import Store, StoreError
+from alphasweep.kernels.descent import Outcome
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import FAILED, GRID, STATUS
+from alphasweep.pipeline.inbox import DamagedError
+from alphasweep.pipeline.part import Part
+from alphasweep.pipeline.spec import Sweep, SweepError
+from alphasweep.pipeline.store import Store, StoreError
 
 Place = tuple[int, int, int]
 """Of a block: the place of its alpha, its N, and its chunk along seed."""

@@ -17,12 +17,17 @@ import numpy as np
 import scipy
 from threadpoolctl import threadpool_info
 
-from pipeline.dataset import KEPT, cell_variables
-from pipeline.part import Part, compute
-from pipeline.spec import Recipe, Sweep, as_problem_table
+from alphasweep.pipeline.dataset import KEPT, cell_variables
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.spec import Recipe, Sweep, as_problem_table
 
 # What decides about numbers: also which they are, of which type, M = round(alpha N), and the steps.
-_COMPUTE = ("kernels", "pipeline.part", "pipeline.dataset", "pipeline.spec")
+_COMPUTE = (
+    "alphasweep.kernels",
+    "alphasweep.pipeline.part",
+    "alphasweep.pipeline.dataset",
+    "alphasweep.pipeline.spec",
+)
 _TRANSPORT = ("distributed", "dask", "cloudpickle")  # driver and worker have to understand another
 #: What there was before a sweep could name it.
 _BEFORE = {"loss": "intensity", "sensing": "gaussian", "start": "uniform", "method": "gd"}

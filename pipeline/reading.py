@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from kernels.descent import Outcome
-from kernels.instance import measurements
-from pipeline import layout
-from pipeline.dataset import AXES, DONE
-from pipeline.spec import Sweep
-from pipeline.store import Store, StoreError
+from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.instance import measurements
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import AXES, DONE
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Store, StoreError
 
 
 def open_sweep(path: str | Path) -> xr.Dataset:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import layout
-from pipeline.dataset import DONE, FAILED, MISSING
-from pipeline.files import remove, replace, replace_text, sync
-from pipeline.inbox import DamagedError, ForeignError
-from pipeline.proof import (
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import DONE, FAILED, MISSING
+from alphasweep.pipeline.files import remove, replace, replace_text, sync
+from alphasweep.pipeline.inbox import DamagedError, ForeignError
+from alphasweep.pipeline.proof import (
     CHUNK,
     Place,
     UnsoundError,
@@ -35,8 +35,8 @@ from pipeline.proof import (
     sound_sweep,
     states,
 )
-from pipeline.store import StoreError, Writer
-from pipeline.verify import Finding, Report, compare_with_copy, lost_root, verify
+from alphasweep.pipeline.store import StoreError, Writer
+from alphasweep.pipeline.verify import Finding, Report, compare_with_copy, lost_root, verify
 
 
 def repair(writer: Writer, report: Report) -> tuple[str, ...]:

@@ -19,19 +19,27 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import xarray as xr
 
-from pipeline.dataset import FAILED, MISSING
-from pipeline.plan import MARGIN, SECONDS_PER_PART, CostModel, Plan, calibrate, lacking, make_plan
-from pipeline.spec import Sweep, load, preset_names
-from pipeline.store import Store, StoreError, Writer, wider_sweep
-from pipeline.words import duration, size
+from alphasweep.pipeline.dataset import FAILED, MISSING
+from alphasweep.pipeline.plan import (
+    MARGIN,
+    SECONDS_PER_PART,
+    CostModel,
+    Plan,
+    calibrate,
+    lacking,
+    make_plan,
+)
+from alphasweep.pipeline.spec import Sweep, load, preset_names
+from alphasweep.pipeline.store import Store, StoreError, Writer, wider_sweep
+from alphasweep.pipeline.words import duration, size
 
 if TYPE_CHECKING:  # distributed takes a second to load
     from distributed import Client
 
-    from cluster.crew import Crew
-    from cluster.placement import Placement
-    from cluster.queue import Queue
-    from pipeline.drive import Lane, Progress
+    from alphasweep.cluster.crew import Crew
+    from alphasweep.cluster.placement import Placement
+    from alphasweep.cluster.queue import Queue
+    from alphasweep.pipeline.drive import Lane, Progress
 
 _SECONDS_PER_PART_QUEUED = 60.0
 SUBMITTED = "driver.job"
@@ -41,7 +49,7 @@ _HOW_OVER = {"PENDING": 1, "COMPLETING": 2}  # of the jobs of one driver, the fi
 _WAIT_SECONDS = 60.0  # until jobs that wait are worth a line, and between two such lines
 # What has to be the same on driver and workers, or numbers or messages would not be.
 _SAME_VERSIONS = ("alphasweep", "numpy", "scipy", "distributed", "dask", "cloudpickle")
-_SAME_FILES = ("kernels", "pipeline")
+_SAME_FILES = ("alphasweep.kernels", "alphasweep.pipeline")
 
 
 class RunError(RuntimeError):
@@ -94,7 +102,7 @@ class Result:
 
     def open(self) -> xr.Dataset:
         """Open the dataset, as `pipeline.open_sweep` does."""
-        from pipeline.reading import open_sweep
+        from alphasweep.pipeline.reading import open_sweep
 
         return open_sweep(self.store)
 
@@ -282,9 +290,9 @@ def placement(on: str | Path, todo: Plan) -> Placement:
     ProfileError
         If something does not fit; each is named, before anything is submitted.
     """
-    from cluster.placement import Need, Placement
-    from cluster.profile import ProfileError
-    from cluster.profile import load as load_profile
+    from alphasweep.cluster.placement import Need, Placement
+    from alphasweep.cluster.profile import ProfileError
+    from alphasweep.cluster.profile import load as load_profile
 
     profile = load_profile(Path(on))
     needs = {
@@ -324,7 +332,7 @@ def run_directory(store: Store) -> Path:
 
 def queue_of(store: Store) -> Queue | None:
     """Return the queue that has the jobs of a store, or had them last."""
-    from cluster import launch, slurm
+    from alphasweep.cluster import launch, slurm
 
     if queue := launch.queue_of(run_directory(store)):
         return queue
@@ -335,7 +343,7 @@ def queue_of(store: Store) -> Queue | None:
 
 def driver_name(store: Store) -> str:
     """Return the name of the job of a store's driver."""
-    from cluster import launch
+    from alphasweep.cluster import launch
 
     return launch.driver_name(run_directory(store))
 
@@ -346,7 +354,7 @@ def driver_job(store: Store) -> dict[str, str] | None:
         return None
     if not store.has_own_folder():
         return None
-    from cluster.queue import ClusterError
+    from alphasweep.cluster.queue import ClusterError
 
     try:
         jobs = queue.jobs(driver_name(store))
@@ -361,7 +369,7 @@ def driver_job(store: Store) -> dict[str, str] | None:
 
 def remedies(reasons: Iterable[str]) -> dict[str, str]:
     """Say what ends a wait, by its reason, for those that do not end by themselves."""
-    from cluster.slurm import remedy
+    from alphasweep.cluster.slurm import remedy
 
     return {reason: text for reason in reasons if (text := remedy(reason))}
 
@@ -380,7 +388,7 @@ def _compute(
     on: str | Path | None,
     watch: Watch,
 ) -> Progress:
-    from pipeline.drive import drive  # distributed takes a second to load
+    from alphasweep.pipeline.drive import drive  # distributed takes a second to load
 
     there = _queue(writer, todo, on, watch) if on else _this_machine(todo, workers, watch)
     try:
@@ -397,7 +405,7 @@ def _compute(
 
 def _telling_why_jobs_wait(watch: Watch, crew: Crew) -> Callable[[Progress], None]:
     """Also tell why jobs wait: after a minute, and when that changes, once a minute at most."""
-    from cluster.slurm import remedy
+    from alphasweep.cluster.slurm import remedy
 
     told: dict[str, set[str]] = {}
     quiet_until = _WAIT_SECONDS
@@ -431,9 +439,9 @@ def _why_jobs_wait(name: str, state: Mapping[str, Any], remedy: Callable[[str], 
 def _this_machine(
     todo: Plan, workers: int | None, watch: Watch
 ) -> Iterator[tuple[list[Lane], None]]:
-    from cluster.local import check, local, present
-    from cluster.pulse import silences
-    from pipeline.drive import Lane
+    from alphasweep.cluster.local import check, local, present
+    from alphasweep.cluster.pulse import silences
+    from alphasweep.pipeline.drive import Lane
 
     number = _workers(todo, workers)
     watch(f"{number} workers on this machine")
@@ -456,11 +464,11 @@ def _this_machine(
 def _queue(
     writer: Writer, todo: Plan, on: str | Path, watch: Watch
 ) -> Iterator[tuple[list[Lane], Crew]]:
-    from cluster.crew import Crew
-    from cluster.launch import launch
-    from cluster.preflight import preflight, versions
-    from cluster.pulse import silences
-    from pipeline.drive import Lane
+    from alphasweep.cluster.crew import Crew
+    from alphasweep.cluster.launch import launch
+    from alphasweep.cluster.preflight import preflight, versions
+    from alphasweep.cluster.pulse import silences
+    from alphasweep.pipeline.drive import Lane
 
     store, placed = writer.store, placement(on, todo)
     _ask(placed, on, store, watch)
@@ -514,7 +522,7 @@ def _workers(todo: Plan, asked: int | None) -> int:
     from dask.system import CPU_COUNT  # a container may use less than there is
     from distributed.system import MEMORY_LIMIT
 
-    from cluster.local import KILLED_AT
+    from alphasweep.cluster.local import KILLED_AT
 
     bytes_of = {N: todo.bytes[N] for N, parts in todo.parts.items() if parts}
     largest = max(bytes_of, key=bytes_of.__getitem__)

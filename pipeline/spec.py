@@ -33,10 +33,10 @@ from pydantic import (
     model_validator,
 )
 
-from kernels.flow import round_trips
-from kernels.instance import measurements
-from kernels.loss import Loss
-from kernels.problem import LOSSES, SENSINGS, STARTS, Problem
+from alphasweep.kernels.flow import round_trips
+from alphasweep.kernels.instance import measurements
+from alphasweep.kernels.loss import Loss
+from alphasweep.kernels.problem import LOSSES, SENSINGS, STARTS, Problem
 
 _MOST = 2**32 - 1  # a word of the name of a random stream, see kernels.instance
 _MAX_VALUES = 1_000_000  # a mistyped step must not fill the memory
@@ -44,7 +44,7 @@ _MAX_CELLS = 10_000_000  # what plans, stores and resumes were measured with
 _MAX_PAIRS = 100_000  # of alpha and N: each has some twenty files
 _MAX_STEPS = 1_000_000_000  # far beyond any descent, and steps stay exact as float64
 _SHOWN_VALUES = 8  # that are listed; of more, the number and the ends are told
-_PRESETS = files("pipeline") / "presets"
+_PRESETS = files("alphasweep.pipeline") / "presets"
 
 _Number = TypeVar("_Number", int, float)
 _Place = tuple[int | str, ...]  # section, key, and the position in its list

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.descent import Outcome
-from pipeline import layout
-from pipeline.dataset import DONE, FAILED
-from pipeline.run import driver_job, remedies
-from pipeline.store import Store
+from alphasweep.kernels.descent import Outcome
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import DONE, FAILED
+from alphasweep.pipeline.run import driver_job, remedies
+from alphasweep.pipeline.store import Store
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from pipeline import layout
-from pipeline.dataset import DONE, FAILED, cell_variables
-from pipeline.files import patient, remove, replace_text, sync
-from pipeline.inbox import DamagedError, ForeignError, HandedIn, Inbox
-from pipeline.inbox import hand_in as hand_in
-from pipeline.lease import Lease, LeaseLostError
-from pipeline.part import Part
-from pipeline.provenance import code_version, machine, other_numbers
-from pipeline.spec import Sweep, SweepError, differences, union
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import DONE, FAILED, cell_variables
+from alphasweep.pipeline.files import patient, remove, replace_text, sync
+from alphasweep.pipeline.inbox import DamagedError, ForeignError, HandedIn, Inbox
+from alphasweep.pipeline.inbox import hand_in as hand_in
+from alphasweep.pipeline.lease import Lease, LeaseLostError
+from alphasweep.pipeline.part import Part
+from alphasweep.pipeline.provenance import code_version, machine, other_numbers
+from alphasweep.pipeline.spec import Sweep, SweepError, differences, union
 
 
 class StoreError(RuntimeError):

@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 
 from distributed import Client, Future, get_worker
 
-import kernels
-from pipeline.inbox import Inbox, hand_in
-from pipeline.part import Part, compute
-from pipeline.provenance import code_version, environment
-from pipeline.store import StoreError
+from alphasweep import kernels
+from alphasweep.pipeline.inbox import Inbox, hand_in
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.provenance import code_version, environment
+from alphasweep.pipeline.store import StoreError
 
 WALLTIME_END = "ALPHASWEEP_WALLTIME_END"
 """Variable in the environment of a worker that will be ended: when, in seconds since the epoch."""

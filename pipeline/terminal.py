@@ -19,12 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from uncertainties import ufloat
 
-from pipeline.plan import Plan
-from pipeline.run import Doubt, Watch
-from pipeline.words import between, duration, size, under_way
+from alphasweep.pipeline.plan import Plan
+from alphasweep.pipeline.run import Doubt, Watch
+from alphasweep.pipeline.words import between, duration, size, under_way
 
 if TYPE_CHECKING:  # distributed takes a second to load
-    from pipeline.drive import Progress as Where
+    from alphasweep.pipeline.drive import Progress as Where
 
 _PLAIN_EVERY = 10.0  # seconds between lines when there is no terminal
 _WATCH_SECONDS = 3.0

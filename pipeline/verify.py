@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset import DONE, FAILED, STATUS
-from pipeline.inbox import DamagedError, ForeignError
-from pipeline.part import Part
-from pipeline.proof import (
+from alphasweep.pipeline.dataset import DONE, FAILED, STATUS
+from alphasweep.pipeline.inbox import DamagedError, ForeignError
+from alphasweep.pipeline.part import Part
+from alphasweep.pipeline.proof import (
     CHUNK,
     Place,
     UnsoundError,
@@ -35,8 +35,8 @@ from pipeline.proof import (
     sound_sweep,
     states,
 )
-from pipeline.spec import differences
-from pipeline.store import Store, StoreError
+from alphasweep.pipeline.spec import differences
+from alphasweep.pipeline.store import Store, StoreError
 
 Severity = Literal["damage", "leftover", "note"]
 

@@ -15,9 +15,9 @@ import pytest
 import xarray as xr
 from hypothesis import settings
 
-from pipeline.part import Part, compute
-from pipeline.spec import Sweep, as_document
-from pipeline.store import Store, hand_in
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.spec import Sweep, as_document
+from alphasweep.pipeline.store import Store, hand_in
 
 # Whoever starts us in the background may have us ignore Ctrl-C, and with us all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,6 +30,15 @@ settings.load_profile("shared")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what runs whole commands: at the end its waiting would be everybody's."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+ROOMS = ("kernels", "pipeline", "cluster", "analysis")
+
+
+def keep_own_modules(folder: Path) -> None:
+    """Have what a user may have beside a sweep: modules with the names of our folders."""
+    for room in ROOMS:
+        (folder / f"{room}.py").write_text("raise ImportError('of the user, and not meant')\n")
 
 
 TINY = {

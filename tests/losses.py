@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kernels.loss import Array, Loss
+from alphasweep.kernels.loss import Array, Loss
 
 
 @dataclass(frozen=True)

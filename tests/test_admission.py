@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.slurm import remedy
-from pipeline.run import _telling_why_jobs_wait
+from alphasweep.cluster.slurm import remedy
+from alphasweep.pipeline.run import _telling_why_jobs_wait
 
 
 @pytest.mark.parametrize(

@@ -25,21 +25,21 @@ import typer
 import xarray as xr
 from typer.testing import CliRunner
 
-from analysis import figures, scaling
-from cluster import worker
-from cluster.launch import job_name, record_queue
-from pipeline import cli
-from pipeline.cli import app
-from pipeline.part import compute
-from pipeline.spec import Sweep, load
-from pipeline.store import Store, Writer, hand_in
+from alphasweep.analysis import figures, scaling
+from alphasweep.cluster import worker
+from alphasweep.cluster.launch import job_name, record_queue
+from alphasweep.pipeline import cli
+from alphasweep.pipeline.cli import app
+from alphasweep.pipeline.part import compute
+from alphasweep.pipeline.spec import Sweep, load
+from alphasweep.pipeline.store import Store, Writer, hand_in
 from tests.conftest import TINY as CONFTEST
 from tests.conftest import bits, fill, parts_of, tiny
 from tests.test_figures import BROKEN, grid, no_picture
 
 pytestmark = pytest.mark.long
 
-COMMAND = [sys.executable, "-m", "pipeline.cli"]
+COMMAND = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
 TINY = """
 name = "tiny"
 root_seed = 5
@@ -73,7 +73,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 HOLD = """
 import time
 from pathlib import Path
-from pipeline import part
+from alphasweep.pipeline import part
 real, hold, begun = part._compute_cell, Path({hold!r}), []
 def held(*cell):
     begun.append(cell)
@@ -657,7 +657,7 @@ def test_failed_cells_end_the_run_with_an_error(
 ) -> None:
     """Figures are drawn of what is done, and the exit code says that something is not."""
     script = """
-from pipeline import part
+from alphasweep.pipeline import part
 real = part._compute_cell
 def failing(recipe, alpha, N, seed):
     if (alpha, N, seed) == (3.0, 8, 1):
@@ -737,7 +737,8 @@ def test_the_parts_are_ours() -> None:
     here = Path(__file__).parents[1]
     for name in ("kernels", "pipeline", "cluster", "analysis"):
         assert set(owners.get(name, ["alphasweep"])) == {"alphasweep"}  # none if editable
-        assert importlib.import_module(name).__path__[0] == str(here / name)
+        (path,) = importlib.import_module(f"alphasweep.{name}").__path__
+        assert Path(path).resolve() == here / name
 
 
 def test_the_figures_of_two_stores_have_two_folders(here: Path) -> None:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ortho_group
 
-from kernels.descent import Outcome, Trajectory, descend
-from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array, IntensityLoss, energy, multiplier
-from kernels.sensing import DenseSensing
-from kernels.spectrum import spectrum
+from alphasweep.kernels.descent import Outcome, Trajectory, descend
+from alphasweep.kernels.instance import Instance, draw_instance, uniform_starts
+from alphasweep.kernels.loss import Array, IntensityLoss, energy, multiplier
+from alphasweep.kernels.sensing import DenseSensing
+from alphasweep.kernels.spectrum import spectrum
 
 SERIES = ("overlap", "energy", "mu", "bulk_edge", "outlier", "outlier_overlap")
 LOSS = IntensityLoss(1.0)

@@ -18,17 +18,17 @@ import pytest
 import xarray as xr
 from distributed import Client, LocalCluster, get_worker
 
-from pipeline import tasks, terminal
-from pipeline.dataset import DONE, FAILED, MISSING
-from pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, _Traffic, drive
-from pipeline.inbox import Inbox
-from pipeline.part import Part, compute
-from pipeline.plan import REFERENCE, CostModel, make_plan
-from pipeline.provenance import environment
-from pipeline.spec import Recipe
-from pipeline.status import status
-from pipeline.store import Store, StoreError
-from pipeline.tasks import NoTimeLeftError
+from alphasweep.pipeline import tasks, terminal
+from alphasweep.pipeline.dataset import DONE, FAILED, MISSING
+from alphasweep.pipeline.drive import ATTEMPTS, TIMEOUTS, Lane, Progress, _Traffic, drive
+from alphasweep.pipeline.inbox import Inbox
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.plan import REFERENCE, CostModel, make_plan
+from alphasweep.pipeline.provenance import environment
+from alphasweep.pipeline.spec import Recipe
+from alphasweep.pipeline.status import status
+from alphasweep.pipeline.store import Store, StoreError
+from alphasweep.pipeline.tasks import NoTimeLeftError
 from tests.conftest import bits, take_over, tiny
 
 MODEL = CostModel(REFERENCE)
@@ -397,7 +397,7 @@ def test_what_does_not_move_has_no_time_left(
     store: Store, client: Client, stuck: Hang, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once nothing is finished for too long, that is said, and who is silent; later it goes on."""
-    monkeypatch.setattr("pipeline.drive._STALLED_SECONDS", 2.0)
+    monkeypatch.setattr("alphasweep.pipeline.drive._STALLED_SECONDS", 2.0)
     said: list[dict[str, Any]] = []
 
     def watch(progress: Progress) -> None:
@@ -462,7 +462,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Client, Part]]:
         noted.extend((client, part) for part in parts)
         return real(client, inbox, parts, **kwargs)
 
-    monkeypatch.setattr("pipeline.drive.submit_parts", note)
+    monkeypatch.setattr("alphasweep.pipeline.drive.submit_parts", note)
     return noted
 
 
@@ -614,7 +614,7 @@ def test_a_part_is_sent_with_the_time_that_it_takes_at_most(
         noted.update(zip(parts, seconds, strict=True))
         return real(client, inbox, parts, seconds=seconds)
 
-    monkeypatch.setattr("pipeline.drive.submit_parts", note)
+    monkeypatch.setattr("alphasweep.pipeline.drive.submit_parts", note)
     run(store, client)
     assert len(noted) == 12
     for part, seconds in noted.items():

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from pipeline.spec import load
-from pipeline.store import Store
+from alphasweep.pipeline.spec import load
+from alphasweep.pipeline.store import Store
 from tests.conftest import fill, parts_of
 from tests.test_cli import COMMAND, TINY
 

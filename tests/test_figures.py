@@ -17,11 +17,11 @@ from matplotlib.text import Text
 from scipy import stats
 from scipy.special import expit
 
-from analysis import figures, recovery, scaling, times
-from analysis.recovery import alpha_half, recovery_probability
-from analysis.scaling import LAWS, Law, describe, evaluate
-from analysis.study import Study
-from analysis.thresholds import alpha_bbp_init
+from alphasweep.analysis import figures, recovery, scaling, times
+from alphasweep.analysis.recovery import alpha_half, recovery_probability
+from alphasweep.analysis.scaling import LAWS, Law, describe, evaluate
+from alphasweep.analysis.study import Study
+from alphasweep.analysis.thresholds import alpha_bbp_init
 
 MISSING, DONE, FAILED = 0, 1, 2
 ALPHA = np.array([2.0, 2.5, 3.0, 3.5, 4.0, 5.0])

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tenacity
 
-from pipeline.files import patient, replace, replace_text
-from pipeline.inbox import Inbox
-from pipeline.part import compute
-from pipeline.store import Store, hand_in
-from pipeline.verify import verify
+from alphasweep.pipeline.files import patient, replace, replace_text
+from alphasweep.pipeline.inbox import Inbox
+from alphasweep.pipeline.part import compute
+from alphasweep.pipeline.store import Store, hand_in
+from alphasweep.pipeline.verify import verify
 from tests.conftest import bits, fill, parts_of, tiny
 
 

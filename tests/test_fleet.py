@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from cluster import fleet as fleet_module
-from cluster.fleet import QueueFleet
-from cluster.launch import Cluster
-from cluster.profile import SizeClass
-from cluster.queue import Answer, ClusterError, Ended, Listed
+from alphasweep.cluster import fleet as fleet_module
+from alphasweep.cluster.fleet import QueueFleet
+from alphasweep.cluster.launch import Cluster
+from alphasweep.cluster.profile import SizeClass
+from alphasweep.cluster.queue import Answer, ClusterError, Ended, Listed
 
 SIZE = SizeClass(name="one", up_to_N=100, memory="1 GB", walltime="1h")  # type: ignore[arg-type]
 RUNNING = Listed("name", "RUNNING", "None")

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from kernels.descent import Outcome, Trajectory, descend
-from kernels.flow import Field, chebyshev, coefficients, flow
-from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array, IntensityLoss
-from kernels.rest import Rest, rest
+from alphasweep.kernels.descent import Outcome, Trajectory, descend
+from alphasweep.kernels.flow import Field, chebyshev, coefficients, flow
+from alphasweep.kernels.instance import Instance, draw_instance, uniform_starts
+from alphasweep.kernels.loss import Array, IntensityLoss
+from alphasweep.kernels.rest import Rest, rest
 
 LOSS = IntensityLoss(1.0)
 
@@ -269,7 +269,7 @@ def test_rest_is_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
         looks.append(w)
         return rest(instance, w, **settings)
 
-    monkeypatch.setattr("kernels.flow.rest", look)
+    monkeypatch.setattr("alphasweep.kernels.flow.rest", look)
     trajectory = run(*problem(64, 2.0, 16, precision="float32"), 2000.0)
     trapped = trajectory.outcome == Outcome.TRAPPED
     assert trapped.sum() >= 6

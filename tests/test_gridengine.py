@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import gridengine
-from cluster import queue as commands
-from cluster.queue import Ended, NoAnswerError
+from alphasweep.cluster import gridengine
+from alphasweep.cluster import queue as commands
+from alphasweep.cluster.queue import Ended, NoAnswerError
 
 EMPTY = "echo '<job_info><queue_info></queue_info><job_info></job_info></job_info>'"
 Write = Callable[[str, str], None]

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from scipy.linalg import null_space
 from scipy.stats import ortho_group
 
-from kernels import hessian
-from kernels.descent import Trajectory, descend
-from kernels.hessian import Eigenpairs, RiemannianHessian, lowest_eigenpairs
-from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array, IntensityLoss, energy, multiplier
-from kernels.sensing import DenseSensing
-from kernels.spectrum import spectrum
+from alphasweep.kernels import hessian
+from alphasweep.kernels.descent import Trajectory, descend
+from alphasweep.kernels.hessian import Eigenpairs, RiemannianHessian, lowest_eigenpairs
+from alphasweep.kernels.instance import Instance, draw_instance, uniform_starts
+from alphasweep.kernels.loss import Array, IntensityLoss, energy, multiplier
+from alphasweep.kernels.sensing import DenseSensing
+from alphasweep.kernels.spectrum import spectrum
 
 LOSS = IntensityLoss(1.0)
 STEPS = 2.0 ** -np.arange(8, 13)

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import layout
-from pipeline.dataset import DONE, FAILED, MISSING
-from pipeline.inbox import Inbox, hand_in
-from pipeline.part import Part, compute
-from pipeline.plan import REFERENCE, CostModel, make_plan
-from pipeline.provenance import code_version
-from pipeline.repair import repair
-from pipeline.spec import Sweep
-from pipeline.store import Block, Failure, Store
-from pipeline.verify import verify
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import DONE, FAILED, MISSING
+from alphasweep.pipeline.inbox import Inbox, hand_in
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.plan import REFERENCE, CostModel, make_plan
+from alphasweep.pipeline.provenance import code_version
+from alphasweep.pipeline.repair import repair
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Block, Failure, Store
+from alphasweep.pipeline.verify import verify
 from tests.conftest import bits, fill, parts_of, tiny
 
 PART, OTHER = Part(2.0, 8, 0, 1), Part(4.0, 12, 0, 1)
@@ -200,7 +200,7 @@ def test_a_part_that_workers_of_another_store_hand_in(store: Store, wrong: str) 
         inbox = Inbox(inbox.folder, inbox.store_id, sweep.recipe)
     with pytest.MonkeyPatch.context() as patch:
         if wrong == "code":
-            patch.setattr("pipeline.inbox.code_version", lambda: "9.9.9+wrong")
+            patch.setattr("alphasweep.pipeline.inbox.code_version", lambda: "9.9.9+wrong")
         hand_in(inbox, PART, compute(sweep.recipe, PART))
     assert store.parts() == ([PART] if wrong == "code" else [])
     (found,) = verify(store).findings
@@ -219,7 +219,7 @@ def as_of(version: str) -> Any:
     """Be another version of the code, for a while."""
     patch = pytest.MonkeyPatch()
     for module in ("inbox", "store", "layout"):
-        patch.setattr(f"pipeline.{module}.code_version", lambda: version)
+        patch.setattr(f"alphasweep.pipeline.{module}.code_version", lambda: version)
     return patch
 
 
@@ -243,7 +243,8 @@ def test_parts_of_code_with_other_numbers(
         writer.prepare(tiny())
     new = as_of("9.9.9+new")
     with monkeypatch.context() as changed:
-        changed.setattr("pipeline.store.other_numbers", lambda recipe, expected: ["mu by up to 1"])
+        found = ["mu by up to 1"]
+        changed.setattr("alphasweep.pipeline.store.other_numbers", lambda recipe, expected: found)
         with store.lock() as writer:
             writer.prepare(tiny(), mix=True)
         hand_in(store.inbox(), PART, compute(tiny().recipe, PART))

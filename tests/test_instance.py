@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.instance import Instance, Signal, draw_instance, uniform_starts
-from kernels.loss import Array
+from alphasweep.kernels.instance import Instance, Signal, draw_instance, uniform_starts
+from alphasweep.kernels.loss import Array
 
 seeds = st.integers(0, 2**32 - 1)
 

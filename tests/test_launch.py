@@ -18,12 +18,12 @@ import psutil
 import pytest
 from distributed import Client, Status
 
-from cluster import crew as crew_module
-from cluster import launch as launch_module
-from cluster import preflight as preflight_module
-from cluster.admission import missing_interface
-from cluster.crew import Crew
-from cluster.launch import (
+from alphasweep.cluster import crew as crew_module
+from alphasweep.cluster import launch as launch_module
+from alphasweep.cluster import preflight as preflight_module
+from alphasweep.cluster.admission import missing_interface
+from alphasweep.cluster.crew import Crew
+from alphasweep.cluster.launch import (
     WALLTIME_END,
     ClusterError,
     driver_name,
@@ -31,10 +31,10 @@ from cluster.launch import (
     job_script,
     launch,
 )
-from cluster.local import local
-from cluster.preflight import preflight, versions
-from cluster.profile import Profile
-from cluster.queue import Ended, Listed
+from alphasweep.cluster.local import local
+from alphasweep.cluster.preflight import preflight, versions
+from alphasweep.cluster.profile import Profile
+from alphasweep.cluster.queue import Ended, Listed
 
 SIZE = {"name": "one", "up_to_N": 100, "cores": 2, "memory": "3 GiB", "walltime": "1-02:30:00"}
 QUEUES = {
@@ -92,7 +92,7 @@ def test_worker(kind: str) -> None:
         f"export {WALLTIME_END}=`date -d +95400sec +%s`",
         "module load b",
         "export OMP_NUM_THREADS=1",
-        f"exec {sys.executable} -m distributed.cli.dask_worker tls://DRIVER:PORT",
+        f"exec {sys.executable} -P -m distributed.cli.dask_worker tls://DRIVER:PORT",
     ):
         assert words in text
         text = text[text.index(words) :]
@@ -318,7 +318,8 @@ def examined(crew: Crew) -> None:
 def test_preflight_passes(client: Client, tmp_path: Path) -> None:
     """A worker that is as the driver passes, and leaves no file."""
     same = versions(["numpy", "dask"])
-    found = preflight(client, expected=same, files=["cluster", "kernels"], token_directory=tmp_path)
+    files = ["alphasweep.cluster", "alphasweep.kernels"]
+    found = preflight(client, expected=same, files=files, token_directory=tmp_path)
     assert found == []
     assert not list(tmp_path.iterdir())
 

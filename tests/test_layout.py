@@ -13,14 +13,14 @@ import pytest
 import xarray as xr
 from threadpoolctl import threadpool_info
 
-from analysis.recovery import descent_of, recovery_probability
-from pipeline import layout
-from pipeline.provenance import code_version, machine
-from pipeline.reading import open_sweep
-from pipeline.repair import repair
-from pipeline.spec import as_document
-from pipeline.store import Store, StoreError
-from pipeline.verify import verify
+from alphasweep.analysis.recovery import descent_of, recovery_probability
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.provenance import code_version, machine
+from alphasweep.pipeline.reading import open_sweep
+from alphasweep.pipeline.repair import repair
+from alphasweep.pipeline.spec import as_document
+from alphasweep.pipeline.store import Store, StoreError
+from alphasweep.pipeline.verify import verify
 from tests.conftest import bits, fill, parts_of, tiny
 
 
@@ -73,7 +73,7 @@ def test_a_store_of_the_older_form_gets_another_version_of_code(
     """A change of one attribute keeps all others, and writes all in the form of today."""
     as_before(full)
     before = full.attributes()
-    monkeypatch.setattr("pipeline.store.code_version", lambda: "9.9.9+new")
+    monkeypatch.setattr("alphasweep.pipeline.store.code_version", lambda: "9.9.9+new")
     fill(full, tiny(), [])
     after = full.attributes()
     assert after.pop("code_versions") == [*before.pop("code_versions"), "9.9.9+new"]

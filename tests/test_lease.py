@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import lease
-from pipeline.cli import app
-from pipeline.part import Part
-from pipeline.store import Block, Store, StoreError
+from alphasweep.pipeline import lease
+from alphasweep.pipeline.cli import app
+from alphasweep.pipeline.part import Part
+from alphasweep.pipeline.store import Block, Store, StoreError
 from tests.conftest import take_over, tiny
 
 HOLD = """
 import sys, time
-from pipeline.store import Store
+from alphasweep.pipeline.store import Store
 with Store(sys.argv[1]).lock():
     print("mine", flush=True)
     time.sleep(600)

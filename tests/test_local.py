@@ -14,17 +14,18 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster import local as local_module
-from cluster import worker
-from cluster.local import check, local
-from cluster.queue import ClusterError
+from alphasweep.cluster import local as local_module
+from alphasweep.cluster import worker
+from alphasweep.cluster.local import check, local
+from alphasweep.cluster.queue import ClusterError
 from tests.test_pulse import until
 
 # What a worker does before all else while the file is there.
 BROKEN = """
 import sys
 from pathlib import Path
-if any(word.endswith("cluster.worker") for word in sys.orig_argv) and Path({file!r}).exists():
+is_worker = any(word.endswith("alphasweep.cluster.worker") for word in sys.orig_argv)
+if is_worker and Path({file!r}).exists():
     sys.exit("planted: no memory")
 """
 
@@ -104,7 +105,7 @@ def test_workers_end_with_their_driver() -> None:
     """However it ends, and whatever they are doing."""
     code = (
         "import os, time\n"
-        "from cluster.local import local\n"
+        "from alphasweep.cluster.local import local\n"
         "with local(1) as client:\n"
         "    print(client.submit(os.getpid).result(), flush=True)\n"
         "    client.submit(time.sleep, 600)\n"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.loss import LOSSES, Array, IntensityLoss, Loss, energy, multiplier
+from alphasweep.kernels.loss import LOSSES, Array, IntensityLoss, Loss, energy, multiplier
 from tests.losses import Welsch
 
 pre_activations = st.floats(-10, 10)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.spec import load
-from pipeline.store import Store, StoreError
+from alphasweep.pipeline.cli import app
+from alphasweep.pipeline.spec import load
+from alphasweep.pipeline.store import Store, StoreError
 from tests.conftest import fill, parts_of
 from tests.test_cli import TINY
 

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.recovery import recovery_probability
-from analysis.study import Study
-from kernels.descent import Outcome
-from pipeline import dataset as contract
-from pipeline import layout, part
-from pipeline.dataset import DONE, GRID, MISSING, Variable
-from pipeline.part import Part, compute
-from pipeline.reading import open_sweep
-from pipeline.spec import Sweep, as_document
-from pipeline.store import Store, StoreError, hand_in
-from pipeline.verify import verify
+from alphasweep.analysis.recovery import recovery_probability
+from alphasweep.analysis.study import Study
+from alphasweep.kernels.descent import Outcome
+from alphasweep.pipeline import dataset as contract
+from alphasweep.pipeline import layout, part
+from alphasweep.pipeline.dataset import DONE, GRID, MISSING, Variable
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.reading import open_sweep
+from alphasweep.pipeline.spec import Sweep, as_document
+from alphasweep.pipeline.store import Store, StoreError, hand_in
+from alphasweep.pipeline.verify import verify
 from tests.conftest import bits, fill, parts_of, tiny
 
 ARCHIVES = sorted((Path(__file__).parent / "stores").glob("*.tar.xz"))  # by stores/make.py

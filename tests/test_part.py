@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from kernels.descent import Outcome, descend
-from kernels.hessian import Eigenpairs, lowest_eigenpairs
-from kernels.instance import draw_instance, uniform_starts
-from kernels.loss import Array, IntensityLoss
-from pipeline import part
-from pipeline.dataset import COMPUTED
-from pipeline.part import Part, compute
-from pipeline.spec import Sweep
+from alphasweep.kernels.descent import Outcome, descend
+from alphasweep.kernels.hessian import Eigenpairs, lowest_eigenpairs
+from alphasweep.kernels.instance import draw_instance, uniform_starts
+from alphasweep.kernels.loss import Array, IntensityLoss
+from alphasweep.pipeline import part
+from alphasweep.pipeline.dataset import COMPUTED
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.spec import Sweep
 from tests.conftest import TINY, tiny
 
 # No setting is a default, and M is not alpha N = 22.5.

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.problem import Problem
-from pipeline import layout
-from pipeline import plan as plan_module
-from pipeline.layout import seeds_per_chunk
-from pipeline.part import Part, compute
-from pipeline.plan import REFERENCE, CostModel, Plan, Speed, Work, calibrate, make_plan
-from pipeline.spec import Sweep, as_document, load
-from pipeline.store import Block, Failure, Store, hand_in
-from pipeline.terminal import show_plan
+from alphasweep.kernels.problem import Problem
+from alphasweep.pipeline import layout
+from alphasweep.pipeline import plan as plan_module
+from alphasweep.pipeline.layout import seeds_per_chunk
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.plan import REFERENCE, CostModel, Plan, Speed, Work, calibrate, make_plan
+from alphasweep.pipeline.spec import Sweep, as_document, load
+from alphasweep.pipeline.store import Block, Failure, Store, hand_in
+from alphasweep.pipeline.terminal import show_plan
 from tests.conftest import fill, tiny, tiny_flow
 
 MODEL = CostModel(REFERENCE)

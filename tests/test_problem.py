@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.figures import FIGURES
-from analysis.recovery import descent_of, has_no_signal
-from analysis.study import Study
-from analysis.thresholds import alpha_bbp_init, threshold_of
-from kernels.descent import descend
-from kernels.hessian import lowest_eigenpairs
-from kernels.loss import IntensityLoss, energy, multiplier
-from kernels.problem import LOSSES, SENSINGS, STARTS, Problem
-from kernels.sensing import gaussian_sensing
-from kernels.spectrum import spectrum
-from pipeline.part import Part, compute
-from pipeline.provenance import recipe_digest
-from pipeline.spec import Sweep, SweepError, as_document, differences, load
-from pipeline.store import Store
+from alphasweep.analysis.figures import FIGURES
+from alphasweep.analysis.recovery import descent_of, has_no_signal
+from alphasweep.analysis.study import Study
+from alphasweep.analysis.thresholds import alpha_bbp_init, threshold_of
+from alphasweep.kernels.descent import descend
+from alphasweep.kernels.hessian import lowest_eigenpairs
+from alphasweep.kernels.loss import IntensityLoss, energy, multiplier
+from alphasweep.kernels.problem import LOSSES, SENSINGS, STARTS, Problem
+from alphasweep.kernels.sensing import gaussian_sensing
+from alphasweep.kernels.spectrum import spectrum
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.provenance import recipe_digest
+from alphasweep.pipeline.spec import Sweep, SweepError, as_document, differences, load
+from alphasweep.pipeline.store import Store
 from tests.conftest import TINY, bits, fill, parts_of, tiny
 from tests.losses import Welsch
 

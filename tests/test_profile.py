@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.profile import SILENT_SECONDS, Kind, Profile, ProfileError, SizeClass, load, template
+from alphasweep.cluster.profile import (
+    SILENT_SECONDS,
+    Kind,
+    Profile,
+    ProfileError,
+    SizeClass,
+    load,
+    template,
+)
 
 SMALL = {"name": "small", "up_to_N": 100, "memory": "2 GB", "walltime": "1h"}
 LARGE = SMALL | {"name": "large", "up_to_N": 200}

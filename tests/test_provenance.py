@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kernels import descent, hessian
-from kernels.descent import Outcome
-from kernels.methods import METHODS
-from kernels.sensing import DenseSensing
-from pipeline import provenance
-from pipeline.dataset import COMPUTED
-from pipeline.part import compute
-from pipeline.provenance import code_version, fingerprint, other_numbers
-from pipeline.spec import Recipe, Sweep, as_document
-from pipeline.store import Store, StoreError, hand_in
+from alphasweep.kernels import descent, hessian
+from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.methods import METHODS
+from alphasweep.kernels.sensing import DenseSensing
+from alphasweep.pipeline import provenance
+from alphasweep.pipeline.dataset import COMPUTED
+from alphasweep.pipeline.part import compute
+from alphasweep.pipeline.provenance import code_version, fingerprint, other_numbers
+from alphasweep.pipeline.spec import Recipe, Sweep, as_document
+from alphasweep.pipeline.store import Store, StoreError, hand_in
 from tests.conftest import bits, fill, parts_of, tiny
 
 RECIPE = tiny().recipe
@@ -135,19 +135,20 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
 def after(target: str, change: Callable[[Any], Any]) -> Mutation:
-    """Change what a function returns."""
+    """Change what a function of ours returns."""
 
     def mutate(monkeypatch: pytest.MonkeyPatch) -> None:
-        where, _, name = target.rpartition(".")
+        where, _, name = f"alphasweep.{target}".rpartition(".")
         real = getattr(import_module(where), name)
-        monkeypatch.setattr(target, lambda *args, **more: change(real(*args, **more)))
+        monkeypatch.setattr(f"{where}.{name}", lambda *args, **more: change(real(*args, **more)))
 
     return mutate
 
 
 def instead(target: str, value: Any) -> Mutation:
     """Put another value there."""
-    return lambda monkeypatch: monkeypatch.setattr(target, value, raising=False)
+    there = f"alphasweep.{target}"
+    return lambda monkeypatch: monkeypatch.setattr(there, value, raising=False)
 
 
 def of_type(name: str, kind: str) -> Mutation:
@@ -192,7 +193,7 @@ def energy_in_single(y_hat: Any, y: Any, loss: Any) -> Any:
             ("mu of the Hessian", after("kernels.hessian.multiplier", lambda mu: 1.001 * mu),
              "lambda_min"),
             ("the wrong end of the spectrum", lambda monkeypatch: monkeypatch.setattr(
-                "kernels.hessian.eigsh", partial(wrong_end, hessian.eigsh)), "lambda_min"),
+                hessian, "eigsh", partial(wrong_end, hessian.eigsh)), "lambda_min"),
             ("eigenvectors against a start", after(
                 "pipeline.part.lowest_eigenpairs", lambda p: replace(p, vectors=p.vectors[::-1])),
              "signal_overlap"),
@@ -237,7 +238,7 @@ def test_numbers_are_mixed_only_on_request_and_it_shows(
     """The variable `code` tells which cells are whose."""
     broken_energy(monkeypatch)
     for module in ("store", "inbox"):
-        monkeypatch.setattr(f"pipeline.{module}.code_version", lambda: "9.9.9+new")
+        monkeypatch.setattr(f"alphasweep.pipeline.{module}.code_version", lambda: "9.9.9+new")
     with full.lock() as writer:
         writer.prepare(tiny(alpha=[2.0, 3.0, 4.0]), mix=True)
         for part in parts_of(tiny(alpha=[3.0])):

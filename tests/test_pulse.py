@@ -14,9 +14,9 @@ import psutil
 import pytest
 from distributed import Client
 
-from cluster import pulse as pulse_module
-from cluster.local import local
-from cluster.pulse import Pulse, silences
+from alphasweep.cluster import pulse as pulse_module
+from alphasweep.cluster.local import local
+from alphasweep.cluster.pulse import Pulse, silences
 
 
 class Played:

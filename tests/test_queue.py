@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import queue, slurm
-from cluster.launch import _SUBMITTED
-from cluster.queue import ClusterError, Ended, Listed, NoAnswerError, command, job_id
-from cluster.submit import submit
+from alphasweep.cluster import queue, slurm
+from alphasweep.cluster.launch import _SUBMITTED
+from alphasweep.cluster.queue import ClusterError, Ended, Listed, NoAnswerError, command, job_id
+from alphasweep.cluster.submit import submit
 
 NOTICE = """\
 *** 2 file systems are 97 % full; maintenance on 12|05 ***

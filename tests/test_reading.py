@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import pipeline
-from kernels.descent import Outcome
-from pipeline import layout
-from pipeline.dataset import DONE, KEPT, MISSING, cell_variables
-from pipeline.part import Part, compute
-from pipeline.reading import open_sweep
-from pipeline.store import Block, Failure, Store, StoreError, hand_in
+import alphasweep
+from alphasweep.kernels.descent import Outcome
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import DONE, KEPT, MISSING, cell_variables
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.reading import open_sweep
+from alphasweep.pipeline.store import Block, Failure, Store, StoreError, hand_in
 from tests.conftest import fill, parts_of, seen_by, tiny
 
 
@@ -179,14 +179,14 @@ def test_opened_before_a_block_was_committed(store: Store) -> None:
 
 
 def test_the_package_is_imported_at_once(full: Store) -> None:
-    """`import pipeline` loads neither xarray nor Zarr; `pipeline.open_sweep` does, when used."""
+    """`import alphasweep` loads neither xarray nor Zarr; `alphasweep.open` does, when used."""
     script = (
-        "import sys, pipeline\n"
+        "import sys, alphasweep\n"
         "assert not {'numpy', 'xarray', 'zarr'} & set(sys.modules)\n"
-        "assert 'open_sweep' in pipeline.__all__\n"
-        f"assert int(pipeline.open_sweep({str(full.path)!r}).is_done.sum()) == 12"
+        "assert 'open' in alphasweep.__all__\n"
+        f"assert int(alphasweep.open({str(full.path)!r}).is_done.sum()) == 12"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert pipeline.open_sweep is open_sweep
-    with pytest.raises(AttributeError, match="no attribute 'opensweep'"):
-        pipeline.opensweep  # noqa: B018
+    assert alphasweep.open is open_sweep
+    with pytest.raises(AttributeError, match="no attribute 'opens'"):
+        alphasweep.opens  # noqa: B018

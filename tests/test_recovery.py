@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
 
-from analysis.recovery import (
+from alphasweep.analysis.recovery import (
     NO_SIGNAL,
     alpha_half,
     by_text,

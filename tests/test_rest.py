@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from kernels.descent import Outcome
-from kernels.flow import flow
-from kernels.hessian import lowest_eigenpairs
-from kernels.instance import Instance, draw_instance
-from kernels.loss import Array, IntensityLoss
-from kernels.rest import rest
-from kernels.sensing import DenseSensing
+from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.flow import flow
+from alphasweep.kernels.hessian import lowest_eigenpairs
+from alphasweep.kernels.instance import Instance, draw_instance
+from alphasweep.kernels.loss import Array, IntensityLoss
+from alphasweep.kernels.rest import rest
+from alphasweep.kernels.sensing import DenseSensing
 
 LOSS = IntensityLoss(1.0)
 

@@ -14,14 +14,14 @@ import psutil
 import pytest
 from nbclient import NotebookClient
 
-from cluster import worker
-from cluster.queue import ClusterError
-from pipeline.drive import Progress
-from pipeline.plan import Plan
-from pipeline.run import Result, RunError, run
-from pipeline.spec import SweepError, as_document
-from pipeline.status import status
-from pipeline.store import Store, StoreError
+from alphasweep.cluster import worker
+from alphasweep.cluster.queue import ClusterError
+from alphasweep.pipeline.drive import Progress
+from alphasweep.pipeline.plan import Plan
+from alphasweep.pipeline.run import Result, RunError, run
+from alphasweep.pipeline.spec import SweepError, as_document
+from alphasweep.pipeline.status import status
+from alphasweep.pipeline.store import Store, StoreError
 from tests.conftest import bits, fill, parts_of, tiny
 from tests.test_local import broken as broken
 
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[1]
 # Without a guard: who imports it runs it.
 SCRIPT = """
 from pathlib import Path
-from pipeline.run import run
-from pipeline.spec import Sweep
+from alphasweep.pipeline.run import run
+from alphasweep.pipeline.spec import Sweep
 
 with Path("begun").open("a") as file:
     file.write("once")
@@ -102,7 +102,7 @@ def test_a_queue_can_be_used_in_a_thread() -> None:
     """dask-jobqueue installs a handler of signals when it is imported."""
     code = (
         "from threading import Thread\n"
-        "from cluster.launch import _dask_jobqueue\n"
+        "from alphasweep.cluster.launch import _dask_jobqueue\n"
         "found = []\n"
         "thread = Thread(target=lambda: found.append(_dask_jobqueue().SLURMCluster))\n"
         "thread.start(); thread.join(); assert found\n"
@@ -167,7 +167,7 @@ def test_cells_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, here: Path) -
     """The others are computed; the result and the status name what failed, and why."""
     (here / "patch").mkdir()
     (here / "patch" / "sitecustomize.py").write_text(
-        "from pipeline import part\n"
+        "from alphasweep.pipeline import part\n"
         "real = part._compute_cell\n"
         "def broken(recipe, alpha, N, *rest):\n"
         "    if N == 12 and alpha == 4.0: raise ValueError('planted')\n"

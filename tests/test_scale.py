@@ -12,10 +12,10 @@ from dask.utils import key_split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inbox import Inbox, hand_in
-from pipeline.part import Part, compute
-from pipeline.provenance import code_version
-from pipeline.tasks import part_of, submit_parts
+from alphasweep.pipeline.inbox import Inbox, hand_in
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.provenance import code_version
+from alphasweep.pipeline.tasks import part_of, submit_parts
 from tests.conftest import tiny
 
 

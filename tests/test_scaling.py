@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
 
-from analysis import recovery, scaling
-from analysis.scaling import DECISIVE, LAWS, UNLIKELY, describe, evaluate, fit_log_laws
+from alphasweep.analysis import recovery, scaling
+from alphasweep.analysis.scaling import DECISIVE, LAWS, UNLIKELY, describe, evaluate, fit_log_laws
 
 N = 64 * 2 ** np.arange(7)
 ERROR = np.array([0.05, 0.1, 0.04, 0.06, 0.08, 0.05, 0.1])

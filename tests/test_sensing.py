@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.instance import draw_instance
-from kernels.loss import Array, IntensityLoss
-from kernels.sensing import SENSINGS, DenseSensing, Sensing
+from alphasweep.kernels.instance import draw_instance
+from alphasweep.kernels.loss import Array, IntensityLoss
+from alphasweep.kernels.sensing import SENSINGS, DenseSensing, Sensing
 
 # Rows in one block and in many, uneven last blocks, one start and a number that fills no register,
 # products that BLAS packs and such that it does not.

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kernels.instance import measurements
-from kernels.loss import IntensityLoss
-from kernels.methods import METHODS
-from kernels.problem import Problem
-from pipeline.spec import (
+from alphasweep.kernels.instance import measurements
+from alphasweep.kernels.loss import IntensityLoss
+from alphasweep.kernels.methods import METHODS
+from alphasweep.kernels.problem import Problem
+from alphasweep.pipeline.spec import (
     _METHODS,
     Sweep,
     SweepError,

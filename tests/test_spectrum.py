@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from kernels.loss import Array, IntensityLoss
-from kernels.spectrum import Spectrum, spectrum
+from alphasweep.kernels.loss import Array, IntensityLoss
+from alphasweep.kernels.spectrum import Spectrum, spectrum
 
 FIELDS = ("bulk_edge", "outlier", "outlier_overlap")
 aspects = st.integers(2, 40).map(lambda n: n / 4)  # alpha, 0.5 to 10; 1000 alpha is an integer

@@ -25,14 +25,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kernels.descent import Outcome
-from pipeline import layout, lease
-from pipeline import store as store_module
-from pipeline.dataset import COMPUTED, COORDINATES, DONE, FAILED, KEPT, MISSING
-from pipeline.part import Part, compute
-from pipeline.provenance import code_version
-from pipeline.store import Block, Failure, Store, StoreError, hand_in
-from pipeline.verify import verify
+from alphasweep.kernels.descent import Outcome
+from alphasweep.pipeline import layout, lease
+from alphasweep.pipeline import store as store_module
+from alphasweep.pipeline.dataset import COMPUTED, COORDINATES, DONE, FAILED, KEPT, MISSING
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.provenance import code_version
+from alphasweep.pipeline.store import Block, Failure, Store, StoreError, hand_in
+from alphasweep.pipeline.verify import verify
 from tests.conftest import SWEEPS, bits, fill, parts_of, take_over, tiny
 
 # --- the public contract ----------------------------------------------------------------------
@@ -545,7 +545,10 @@ def test_one_driver_at_a_time(full: Store) -> None:
     began = time.time()
     with full.lock():
         assert f"process {os.getpid()}" in str(full.holder())
-        script = f"from pipeline.store import Store\nwith Store({str(full.path)!r}).lock(): pass"
+        script = (
+            "from alphasweep.pipeline.store import Store\n"
+            f"with Store({str(full.path)!r}).lock(): pass"
+        )
         second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert second.returncode != 0
         told = re.search(
@@ -589,7 +592,7 @@ def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_dead_driver_is_taken_over(full: Store) -> None:
     """A driver that was killed holds nothing."""
     script = (
-        "import time\nfrom pipeline.store import Store\n"
+        "import time\nfrom alphasweep.pipeline.store import Store\n"
         f"with Store({str(full.path)!r}).lock(): print('mine', flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -625,7 +628,7 @@ def test_a_stalled_driver_that_comes_back_does_not_write(
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
     script = f"""
 import os, signal
-from pipeline import lease, store
+from alphasweep.pipeline import lease, store
 lease.LEASE_SECONDS = 0.5
 with store.Store({str(full.path)!r}).lock() as writer:
     print("mine", flush=True)

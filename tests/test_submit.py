@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster.profile import Profile
-from cluster.queue import ClusterError
-from cluster.submit import REQUEUE_STATUS, driver_script, submit
+from alphasweep.cluster.profile import Profile
+from alphasweep.cluster.queue import ClusterError
+from alphasweep.cluster.submit import REQUEUE_STATUS, driver_script, submit
 
 SIZE = {"name": "one", "up_to_N": 100, "memory": "2 GB", "walltime": "1h"}
 

@@ -8,10 +8,10 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import erfcx
 
-from analysis.thresholds import alpha_bbp_init, stable_learning_rate
-from kernels.descent import Outcome, descend
-from kernels.loss import IntensityLoss
-from kernels.problem import Problem
+from alphasweep.analysis.thresholds import alpha_bbp_init, stable_learning_rate
+from alphasweep.kernels.descent import Outcome, descend
+from alphasweep.kernels.loss import IntensityLoss
+from alphasweep.kernels.problem import Problem
 
 
 @pytest.mark.parametrize(("a", "expected"), [(0.01, 2.8508), (1.0, 1.1349)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.times import describe, growth, recovery_times, shown
+from alphasweep.analysis.times import describe, growth, recovery_times, shown
 
 SIZES = (64, 128, 256, 512)
 Z, P = 0.9, 0.6

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline import tasks
-from pipeline.dataset import DONE, FAILED
-from pipeline.drive import Lane, Progress, drive
-from pipeline.part import Part, compute
-from pipeline.plan import REFERENCE, CostModel, make_plan
-from pipeline.provenance import code_version, environment
-from pipeline.spec import Sweep
-from pipeline.store import Store
-from pipeline.tasks import UnfitWorkerError, unfit
+from alphasweep.pipeline import tasks
+from alphasweep.pipeline.dataset import DONE, FAILED
+from alphasweep.pipeline.drive import Lane, Progress, drive
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.plan import REFERENCE, CostModel, make_plan
+from alphasweep.pipeline.provenance import code_version, environment
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Store
+from alphasweep.pipeline.tasks import UnfitWorkerError, unfit
 from tests.conftest import tiny
 
 pytestmark = pytest.mark.long
@@ -79,10 +79,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the code, which is what commands run, and may be changed."""
     for package in ("kernels", "pipeline", "cluster", "analysis"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, tmp_path / "code" / package, ignore=ignored)
+        shutil.copytree(ROOT / package, tmp_path / "code" / "alphasweep" / package, ignore=ignored)
+    shutil.copy(ROOT / ".import" / "alphasweep" / "__init__.py", tmp_path / "code" / "alphasweep")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "code"
+    return tmp_path / "code" / "alphasweep"
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_other_kernels_on_the_second_and_the_third_worker(
     def watch(progress: Progress) -> None:
         if progress.cells_now and len(started) == 1:
             for _ in range(2):
-                start(right | {"PYTHONPATH": str(tree)})
+                start(right | {"PYTHONPATH": str(tree.parent)})
 
     sweep = Sweep.from_document(tomllib.loads(LONG))
     model = CostModel(REFERENCE)
@@ -217,7 +218,7 @@ def test_every_file_that_decides_a_number_is_in_the_digest(tree: Path, file: str
     """M = round(alpha N), the rounding of times and the types are not in the kernels."""
 
     def version() -> str:
-        script = "from pipeline.provenance import code_version; print(code_version())"
+        script = "from alphasweep.pipeline.provenance import code_version; print(code_version())"
         return subprocess.check_output([sys.executable, "-c", script], text=True)
 
     before = version()

@@ -19,14 +19,14 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import layout, lease
-from pipeline import repair as repair_module
-from pipeline.dataset import DONE, MISSING, cell_variables
-from pipeline.part import Part, compute
-from pipeline.reading import open_sweep
-from pipeline.repair import repair
-from pipeline.store import Block, Failure, Store, StoreError, hand_in
-from pipeline.verify import Report, verify
+from alphasweep.pipeline import layout, lease
+from alphasweep.pipeline import repair as repair_module
+from alphasweep.pipeline.dataset import DONE, MISSING, cell_variables
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.reading import open_sweep
+from alphasweep.pipeline.repair import repair
+from alphasweep.pipeline.store import Block, Failure, Store, StoreError, hand_in
+from alphasweep.pipeline.verify import Report, verify
 from tests.conftest import bits, fill, parts_of, seen_by, tiny
 
 # --- damages ----------------------------------------------------------------------------------

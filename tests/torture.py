@@ -40,16 +40,16 @@ import numpy.typing as npt
 import psutil
 import xarray as xr
 
-from pipeline.dataset import COMPUTED, DONE, GRID
-from pipeline.part import Part, compute
-from pipeline.reading import open_sweep
-from pipeline.spec import Sweep
-from pipeline.store import Store
+from alphasweep.pipeline.dataset import COMPUTED, DONE, GRID
+from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.reading import open_sweep
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Store
 
 RACES = 50
 STRIKES = ("driver", "suspend", "worker", "driver", "all")  # round after round
 LEASE_SECONDS = 10.0  # of the processes that are started here
-_ALONE = [sys.executable, "-m", "pipeline.cli"]
+_ALONE = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _ORPHAN_SECONDS = 120.0
 _RUN_SECONDS = 300.0  # by when a run that nobody kills must have ended
@@ -210,7 +210,7 @@ class Victim:
         self.log = folder / output
         first = folder / "first"  # imported before all else
         first.mkdir(exist_ok=True)
-        text = f"from pipeline import lease\nlease.LEASE_SECONDS = {LEASE_SECONDS}\n"
+        text = f"from alphasweep.pipeline import lease\nlease.LEASE_SECONDS = {LEASE_SECONDS}\n"
         (first / "sitecustomize.py").write_text(text)
         path = os.pathsep.join([str(first), *sys.path])
         with self.log.open("w") as log:
@@ -436,8 +436,8 @@ def contend(barrier: Barrier, orders: Connection, refused: Event) -> None:
 
     Whoever has the store computes when the other was refused: he may not even have begun.
     """
-    from pipeline import run as run_module
-    from pipeline.cli import app
+    from alphasweep.pipeline import run as run_module
+    from alphasweep.pipeline.cli import app
 
     real = run_module._compute
 

@@ -41,10 +41,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from kernels.descent import descend
-from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array, IntensityLoss
-from kernels.sensing import DenseSensing, Weigh
+from alphasweep.kernels.descent import descend
+from alphasweep.kernels.instance import Instance, draw_instance, uniform_starts
+from alphasweep.kernels.loss import Array, IntensityLoss
+from alphasweep.kernels.sensing import DenseSensing, Weigh
 
 ALPHA, A, STARTS, REPEATS = 5, 1.0, 32, 10
 SIZES = (128, 512, 1024, 2048)

@@ -15,10 +15,10 @@ import time
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from kernels.descent import descend
-from kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
-from kernels.instance import Instance, draw_instance, uniform_starts
-from kernels.loss import Array, IntensityLoss
+from alphasweep.kernels.descent import descend
+from alphasweep.kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
+from alphasweep.kernels.instance import Instance, draw_instance, uniform_starts
+from alphasweep.kernels.loss import Array, IntensityLoss
 
 ALPHA, A, MODES, LEARNING_RATE = 4, 1.0, 2, 0.03
 SIZES = (64, 128, 192, 256, 320, 384, 512, 768, 1024)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels import flow as module
-from kernels.descent import Outcome
-from kernels.flow import flow
-from kernels.instance import draw_instance, uniform_starts
-from kernels.loss import IntensityLoss
+from alphasweep.kernels import flow as module
+from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.flow import flow
+from alphasweep.kernels.instance import draw_instance, uniform_starts
+from alphasweep.kernels.loss import IntensityLoss
 
 ALPHA, T_STOP, T_ON, STARTS = 3.0, 1000.0, 10000.0, 16
 LOSS = IntensityLoss(1.0)

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline import layout
-from pipeline.dataset import DONE
-from pipeline.plan import REFERENCE, CostModel, calibrate, make_plan
-from pipeline.spec import Sweep, widened
-from pipeline.store import Store
+from alphasweep.pipeline import layout
+from alphasweep.pipeline.dataset import DONE
+from alphasweep.pipeline.plan import REFERENCE, CostModel, calibrate, make_plan
+from alphasweep.pipeline.spec import Sweep, widened
+from alphasweep.pipeline.store import Store
 
 MODEL = CostModel(REFERENCE)
 
@@ -129,7 +129,8 @@ def cells(folder: Path) -> None:
     )
     print(f"  peak memory of that process: {_peak() / 1e6:.0f} MB")
     began = time.perf_counter()
-    command = [sys.executable, "-m", "pipeline.cli", "status", str(store.path), "--json"]
+    command = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
+    command += ["status", str(store.path), "--json"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert json.loads(said)["done"] == plan.done
     print(f"  alphasweep status: {time.perf_counter() - began:.1f} s")
@@ -137,8 +138,8 @@ def cells(folder: Path) -> None:
 
 def parts(folder: Path, number: int) -> None:
     """Measure how fast parts go through Dask that take no time."""
-    from cluster.local import local
-    from pipeline.drive import Lane, Progress, drive
+    from alphasweep.cluster.local import local
+    from alphasweep.pipeline.drive import Lane, Progress, drive
 
     sweep, store = sweep_of(number // 1000, 10, 100), Store(folder / "large.zarr")
     seen: list[tuple[int, float, float]] = []
@@ -173,8 +174,8 @@ def _compute_nothing() -> None:
     # By value, as a worker does not know this file.
     import numpy as np
 
-    from pipeline import tasks
-    from pipeline.dataset import cell_dtype
+    from alphasweep.pipeline import tasks
+    from alphasweep.pipeline.dataset import cell_dtype
 
     tasks.compute = lambda recipe, part: np.zeros(len(part.seeds), cell_dtype(recipe))
 

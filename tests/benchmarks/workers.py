@@ -23,19 +23,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.launch import launch
-from cluster.profile import Profile, load
-from pipeline.drive import Lane, Progress, drive
-from pipeline.plan import calibrate, make_plan
-from pipeline.spec import Sweep
-from pipeline.store import Store
+from alphasweep.cluster.launch import launch
+from alphasweep.cluster.profile import Profile, load
+from alphasweep.pipeline.drive import Lane, Progress, drive
+from alphasweep.pipeline.plan import calibrate, make_plan
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Store
 
 # A worker imports this before all else.
 PATCH = """
 import sys
 if any("distributed" in word or "multiprocessing" in word for word in sys.orig_argv):
     import time
-    from pipeline import part
+    from alphasweep.pipeline import part
     real, known = part._compute_cell, []
     def asleep(*where):
         known or known.append(real(*where))
@@ -87,7 +87,7 @@ def main(profile: str = "", workers: str = "2", seconds: str = "2", each: str = 
                     ends.append(time.perf_counter())
 
             # They load half a second each, which 64 of them do not do on two cores elsewhere.
-            lane.client.run(importlib.import_module, "pipeline.tasks")
+            lane.client.run(importlib.import_module, "alphasweep.pipeline.tasks")
             theirs = sum(lane.client.run(time.process_time).values())
             cpu, began = time.process_time(), time.perf_counter()
             end = drive(work, writer, plan, [lane], watch=watch, workforce=cluster)

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cluster.profile import Profile
+from alphasweep.cluster.profile import Profile
 from tests.slurm.conftest import free_ports
 
 _SCRIPT = Path(__file__).with_name("cluster.sh")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import gridengine as queue
-from cluster.queue import ClusterError, Ended
+from alphasweep.cluster import gridengine as queue
+from alphasweep.cluster.queue import ClusterError, Ended
 from tests.gridengine.conftest import GridEngine
 from tests.slurm.conftest import until
 

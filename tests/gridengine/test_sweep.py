@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch import launch
-from pipeline.store import Store
+from alphasweep.cluster.launch import launch
+from alphasweep.pipeline.store import Store
 from tests.conftest import bits
 from tests.gridengine.conftest import GridEngine, profile
 from tests.slurm.conftest import until

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.spec import Sweep
-from pipeline.store import Store
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Store
 from tests.conftest import TINY, bits, fill, parts_of
 from tests.slurm.conftest import until
 
@@ -39,7 +39,7 @@ class Node:
     def __init__(self, name: str, folder: Path) -> None:
         pid = Path(f"/run/client-{name}").read_text().strip()
         enter = ["nsenter", "-t", pid, "--mount", "--net", "--uts", f"--wdns={folder}"]
-        self._command = [*enter, sys.executable, "-m", "pipeline.cli"]
+        self._command = [*enter, sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Begin a command of alphasweep."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.profile import Profile
+from alphasweep.cluster.profile import Profile
 
 _SCRIPT = Path(__file__).with_name("cluster.sh")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")

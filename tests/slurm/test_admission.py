@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from cluster.admission import outlooks
-from cluster.launch import job_script
-from cluster.queue import Outlook
-from cluster.slurm import outlook, remedy
+from alphasweep.cluster.admission import outlooks
+from alphasweep.cluster.launch import job_script
+from alphasweep.cluster.queue import Outlook
+from alphasweep.cluster.slurm import outlook, remedy
 from tests.slurm.conftest import Slurm, profile, until
 from tests.test_cli import TINY
 
-COMMAND = [sys.executable, "-m", "pipeline.cli"]
+COMMAND = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
 
 
 def job(*directives: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cluster import slurm as commands
-from cluster.queue import ClusterError
-from cluster.submit import REQUEUE_STATUS, driver_script, submit
+from alphasweep.cluster import slurm as commands
+from alphasweep.cluster.queue import ClusterError
+from alphasweep.cluster.submit import REQUEUE_STATUS, driver_script, submit
 from tests.slurm.conftest import Slurm, profile, until
 
 DRIVER = f"""

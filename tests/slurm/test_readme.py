@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from alphasweep.pipeline.store import Store
 from tests.conftest import bits
 from tests.slurm.conftest import Slurm
 

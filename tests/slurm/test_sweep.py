@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cluster.launch import driver_name, job_name
-from pipeline.dataset import FAILED
-from pipeline.provenance import code_version
-from pipeline.spec import load
-from pipeline.store import Store
-from tests.conftest import bits, fill, parts_of
+from alphasweep.cluster.launch import driver_name, job_name
+from alphasweep.pipeline.dataset import FAILED
+from alphasweep.pipeline.provenance import code_version
+from alphasweep.pipeline.spec import load
+from alphasweep.pipeline.store import Store
+from tests.conftest import bits, fill, keep_own_modules, parts_of
 from tests.slurm.conftest import Slurm, until
 
 if TYPE_CHECKING:
     from tests.gridengine.conftest import GridEngine
 
-COMMAND = [sys.executable, "-m", "pipeline.cli"]
+COMMAND = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
 ROOT = Path(__file__).parents[2]
 SMALL = {"name": "small", "up_to_N": 8, "memory": "400 MB", "walltime": "10 min"}
 LARGE = {"name": "large", "up_to_N": 12, "memory": "500 MB", "walltime": "10 min"}
@@ -63,7 +63,7 @@ modes = 2
 PATCH = """
 import os, sys, time
 if "distributed.cli.dask_worker" in sys.orig_argv:
-    from pipeline import part
+    from alphasweep.pipeline import part
     real, here, begun = part._compute_cell, os.path.dirname(__file__), []
     def once():
         marker = os.path.join(here, "happened")
@@ -90,7 +90,7 @@ if "distributed.cli.dask_worker" in sys.orig_argv:
 
 # What every process of ours imports before all else, for a test that cannot wait for a minute.
 SHORT_LEASE = """
-from pipeline import lease
+from alphasweep.pipeline import lease
 lease.LEASE_SECONDS = 10.0
 """
 
@@ -105,6 +105,7 @@ class Desk:
         self._patch = folder / "patch"
         self._tickets = count()
         (folder / "tiny.toml").write_text(SWEEP)
+        keep_own_modules(folder)
 
     def cluster(
         self,
@@ -669,9 +670,8 @@ def test_workers_of_other_kernels_are_refused(desk: Desk) -> None:
     The run ends and says so, with not one cell of theirs.
     """
     other, first, more = (desk.folder / name for name in ("other", "first", "more"))
-    for package in ("kernels", "pipeline"):
-        shutil.copytree(ROOT / package, other / package)
-    with (other / "kernels" / "loss.py").open("a") as file:
+    shutil.copytree(ROOT / ".import" / "alphasweep", other / "alphasweep")
+    with (other / "alphasweep" / "kernels" / "loss.py").open("a") as file:
         file.write("\n_real = energy\n\ndef energy(*args):\n    return 2 * _real(*args)\n")
     wait = f"while [ ! -e {more} ]; do sleep 0.1; done"
     desk.cluster(
@@ -683,7 +683,7 @@ def test_workers_of_other_kernels_are_refused(desk: Desk) -> None:
     more.touch()
     said = desk.ends(run, status=1)
     assert f"workers must be what the driver is, alphasweep {code_version()}" in said
-    assert str(other / "kernels") in said
+    assert str(other / "alphasweep" / "kernels") in said
     assert "Traceback" not in said
     assert not (desk.store.status() == FAILED).any()
     desk.let_go()

@@ -22,11 +22,19 @@ from urllib.parse import urlsplit
 import pytest
 from distributed.security import Security
 
-from cluster import queue
-from cluster.fleet import Death, QueueFleet
-from cluster.launch import QUEUES, WALLTIME_END, Cluster, ClusterError, end, job_name, launch
-from cluster.preflight import preflight, versions
-from cluster.profile import Profile
+from alphasweep.cluster import queue
+from alphasweep.cluster.fleet import Death, QueueFleet
+from alphasweep.cluster.launch import (
+    QUEUES,
+    WALLTIME_END,
+    Cluster,
+    ClusterError,
+    end,
+    job_name,
+    launch,
+)
+from alphasweep.cluster.preflight import preflight, versions
+from alphasweep.cluster.profile import Profile
 from tests.slurm.conftest import Slurm, profile, until
 
 ROOT = Path(__file__).parents[2]
@@ -250,7 +258,7 @@ def test_preflight_finds_nothing(pair: Cluster, run: Path) -> None:
     """A worker of the same environment on a shared disk passes, and no token stays there."""
     client = pair.client("one")
     same = versions(["numpy", "dask", "distributed"])
-    assert preflight(client, expected=same, files=["cluster"], token_directory=run) == []
+    assert preflight(client, expected=same, files=["alphasweep.cluster"], token_directory=run) == []
     assert not list(run.glob(".preflight*"))
 
 
@@ -453,7 +461,7 @@ def stop(slurm: Slurm, name: str) -> None:
 DRIVER = """
 import sys, time
 from pathlib import Path
-from cluster.launch import launch
+from alphasweep.cluster.launch import launch
 from tests.slurm.conftest import profile
 with launch(profile(), {"one": 1}, run_directory=Path(sys.argv[1]), token="dead") as cluster:
     cluster.wait("one")

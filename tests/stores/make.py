@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # this file is a script, and imports the tests
 
-from pipeline.part import Part
-from pipeline.spec import Sweep
-from pipeline.store import Store
+from alphasweep.pipeline.part import Part
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.store import Store
 from tests.conftest import fill
 
 OLD = {
