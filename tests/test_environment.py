@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import xarray as xr
 
+from alphasweep.analysis.figures import FIGURES
 from alphasweep.pipeline.spec import load
 from alphasweep.pipeline.store import Store
 from tests.conftest import fill, parts_of
@@ -64,9 +65,8 @@ def shell(line: str, *arguments: str, **settings: Any) -> subprocess.CompletedPr
 
 def is_done(path: str | Path = "tiny.zarr") -> bool:
     """Whether every cell is computed, and the figures are drawn."""
-    return (
-        bool((xr.open_zarr(path).status == 1).all()) and len(list(Path().rglob("*.p[nd][gf]"))) == 6
-    )
+    drawn = len(list(Path().rglob("*.p[nd][gf]")))
+    return bool((xr.open_zarr(path).status == 1).all()) and drawn == 2 * len(FIGURES)
 
 
 # --- nobody reads -----------------------------------------------------------------------------
@@ -201,6 +201,6 @@ def test_figures_that_cannot_be_saved_are_told_in_one_line(finished: Path) -> No
     done = shell('"$@"', "run", "tiny.zarr")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "recovery, alpha_half, one_run: FileExistsError" in line
+    assert f"{', '.join(FIGURES)}: FileExistsError" in line
     assert "Figures:" not in done.stdout
     assert "xarray.open_zarr" in done.stdout
