@@ -69,18 +69,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # What every Python of a held run imports before all else: a worker waits with its third cell until
-# it is let go.
+# it is let go. A driver computes cells, too (its plan's, the fingerprint's), and is never held.
 HOLD = """
-import time
+import sys, time
 from pathlib import Path
-from alphasweep.pipeline import part
-real, hold, begun = part._compute_cell, Path({hold!r}), []
-def held(*cell):
-    begun.append(cell)
-    while len(begun) > 2 and hold.exists():
-        time.sleep(0.05)
-    return real(*cell)
-part._compute_cell = held
+if any(word.endswith("alphasweep.cluster.worker") for word in sys.orig_argv):
+    from alphasweep.pipeline import part
+    real, hold, begun = part._compute_cell, Path({hold!r}), []
+    def held(*cell):
+        begun.append(cell)
+        while len(begun) > 2 and hold.exists():
+            time.sleep(0.05)
+        return real(*cell)
+    part._compute_cell = held
 """
 BEFORE_HOLD = 4  # cells that the two workers hand in
 

@@ -33,7 +33,8 @@ from alphasweep.pipeline.store import Store
 # A worker imports this before all else.
 PATCH = """
 import sys
-if any("distributed" in word or "multiprocessing" in word for word in sys.orig_argv):
+modules = "distributed", "multiprocessing", "alphasweep.cluster.worker"
+if any(module in word for module in modules for word in sys.orig_argv):
     import time
     from alphasweep.pipeline import part
     real, known = part._compute_cell, []
