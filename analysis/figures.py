@@ -690,7 +690,7 @@ def _time_axis(axis: Axes, time: NDArray[np.floating[Any]]) -> None:
         between = np.outer(decades, np.arange(2, 10)).ravel()
         axis.xaxis.set_minor_locator(FixedLocator(between[between >= first].tolist()))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel(r"time $t$ = learning rate $\times$ step")
+    axis.set_xlabel(r"physical time $t$")
 
 
 def _caption(study: Study, cell: dict[str, Any], run: xr.Dataset) -> str:

@@ -297,15 +297,15 @@ def describe_slopes(laws: Iterable[xr.Dataset]) -> str:
     end = slopes.get(math.inf)
     if end is None or len(slopes) < 2:
         return f"{text} In the end it is not known." if end is None else text
-    last = max(time for time in slopes if math.isfinite(time))
+    first = min(slopes)
     # Both are of the same runs, so the error of their difference is rather smaller than this.
-    excess = slopes[last] - end
+    excess = slopes[first] - end
     if abs(excess.n) < 2 * excess.s:
-        return f"{text} By t = {last:g} and in the end it agrees within the errors."
+        return f"{text} By t = {first:g} and in the end it agrees within the errors."
     size, more = (excess, "larger") if excess.n > 0 else (-excess, "smaller")
     return (
-        f"{text} By t = {last:g} it is {size:.2ufP} {more} than in the end, as the time to recover "
-        "changes with N."
+        f"{text} By t = {first:g} it is {size:.2ufP} {more} than in the end, as the time to "
+        "recover changes with N."
     )
 
 

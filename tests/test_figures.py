@@ -1,6 +1,7 @@
 """Claims about the figures: they show the numbers, they survive any data, nothing is clipped."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from alphasweep.analysis import figures, recovery, scaling, times
 from alphasweep.analysis.recovery import alpha_half, recovery_probability
 from alphasweep.analysis.scaling import LAWS, Law, describe, evaluate
 from alphasweep.analysis.study import Study
-from alphasweep.analysis.thresholds import alpha_bbp_init
+from alphasweep.analysis.thresholds import alpha_bbp_init, stable_learning_rate
 
 MISSING, DONE, FAILED = 0, 1, 2
 ALPHA = np.array([2.0, 2.5, 3.0, 3.5, 4.0, 5.0])
@@ -326,6 +327,28 @@ def test_by_when_runs_have_to_recover_is_chosen_by_the_data() -> None:
     early = ds.assign(recovery_time=ds["recovery_time"] * np.where(ds["start"] < 2, 5, 1))
     assert Study(early).times == [30.0, np.inf]
     assert Study(early.assign(outcome=some.assign_attrs(OUTCOMES))).times == [30.0, 60.0, np.inf]
+
+
+def test_more_than_a_hundredth_that_diverged_is_told_with_the_rate_that_would_do() -> None:
+    """The rate is 2 / lambda_max, rounded down, where the start is known; else only that it is."""
+    ds = sweep()
+    outcome = xr.where(ds["recovered"] == 1, 1, 2)
+    for share, told in ((0, False), (2, False), (3, True)):  # 0, 6, 9 of 864 runs
+        lost = (ds["start"] < share) & (ds["N"] == 128) & (ds["seed"] == 0) & (ds["alpha"] < 3.2)
+        study = Study(ds.assign(outcome=outcome.where(~lost, 4).assign_attrs(OUTCOMES)))
+        assert bool(study.unstable) == told
+        assert not study.is_void
+    rate = stable_learning_rate(study.descent, N=128, alpha=2.0)
+    assert rate is not None
+    said = re.search(
+        r"learning_rate = 0.03 is too large: ([\d.e-]+) would do, .* N = 128, alpha", study.unstable
+    )
+    assert said is not None
+    assert rate / 2 < float(said[1]) <= rate
+    other = ds.assign_attrs(sweep={"descent": DESCENT | {"a": 1.0, "start": "elsewhere"}})
+    whole = Study(other.assign(outcome=(0 * outcome + 4).assign_attrs(OUTCOMES)))
+    assert whole.unstable.endswith("learning_rate = 0.03 is too large: lower it.")
+    assert whole.is_void
 
 
 def test_an_N_without_alpha_half_is_left_out() -> None:

@@ -655,6 +655,7 @@ def test_undecided_runs_are_neither_success_nor_failure() -> None:
     xr.testing.assert_equal(P["lower"], worst["lower"])
     xr.testing.assert_equal(P["upper"], best["upper"])
     assert (P["least"] < P["most"]).any()
+    np.testing.assert_allclose(P["probability"], (P["least"] + P["most"]) / 2)
     half, worst, best = (alpha_half(each).squeeze() for each in (ds, lost, won))
     assert (float(half.least), float(half.most)) == (best.alpha_half, worst.alpha_half)
     assert best.alpha_half < half.alpha_half < worst.alpha_half

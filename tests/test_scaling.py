@@ -13,7 +13,15 @@ from scipy import stats
 from scipy.special import expit
 
 from alphasweep.analysis import recovery, scaling
-from alphasweep.analysis.scaling import DECISIVE, LAWS, UNLIKELY, describe, evaluate, fit_log_laws
+from alphasweep.analysis.scaling import (
+    DECISIVE,
+    LAWS,
+    UNLIKELY,
+    describe,
+    describe_slopes,
+    evaluate,
+    fit_log_laws,
+)
 
 N = 64 * 2 ** np.arange(7)
 ERROR = np.array([0.05, 0.1, 0.04, 0.06, 0.08, 0.05, 0.1])
@@ -198,6 +206,34 @@ def test_an_error_that_is_hardly_known_weighs_nothing() -> None:
     np.testing.assert_allclose(found["error"], rest["error"], rtol=1e-5)
     few = describe(fit_log_laws(half.assign(matrices=("N", 7 * [3]))))
     assert "of 4 matrices or more, at 2 values of N or more; there are 0" in few
+
+
+def test_what_undecided_runs_leave_open_is_an_error() -> None:
+    """Half the distance of the bounds adds in squares; where all are decided nothing changes."""
+    half = points(law("linear") + 0.02 * np.cos(N))
+    wide = half.assign(least=half["alpha_half"] - 0.2, most=half["alpha_half"] + 0.2)
+    expected = fit_log_laws(points(half["alpha_half"], np.hypot(ERROR, 0.2)))
+    np.testing.assert_allclose(fit_log_laws(wide)["error"], expected["error"])
+    decided = half.assign(least=half["alpha_half"], most=half["alpha_half"])
+    xr.testing.assert_identical(fit_log_laws(decided), fit_log_laws(half))
+
+
+def test_slopes_are_told_by_each_time_and_compared_with_the_end() -> None:
+    """Each with its error and time; a difference beyond two errors is said to be the clock's."""
+
+    def by(time: float, slope: float) -> xr.Dataset:
+        half = points(1.7 + slope * np.log(N) + 0.001 * np.cos(N)).assign_coords(by=time)
+        return fit_log_laws(half)
+
+    said = describe_slopes([by(30, 0.5), by(60, 0.4), by(np.inf, 0.2)])
+    assert re.search(r"0\.500±0\.\d+ by t = 30, 0\.400±0\.\d+ by t = 60, 0\.20", said)
+    assert re.search(r"By t = 30 it is 0\.30\d*±0\.\d+ larger than in the end", said)
+    assert "agrees within the errors" in describe_slopes([by(60, 0.201), by(np.inf, 0.2)])
+    unknown = fit_log_laws(points([], [], []).assign_coords(by=np.inf))
+    assert describe_slopes([by(60, 0.4), unknown]).endswith("In the end it is not known.")
+    assert (
+        describe_slopes([unknown]) == "The slope of alpha_half in log N is not known by any time."
+    )
 
 
 @given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
