@@ -694,11 +694,15 @@ def _fit(count: xr.Dataset, confidence: float) -> _Fit:
     # Centred and scaled, or alphas that are close to one another leave no digit of the slope.
     log_alpha = np.log(alpha)
     centre, scale = log_alpha.mean(), log_alpha.std()
-    fit, *clustered = _regress((log_alpha - centre) / scale, recovered, runs, seed)
+    too_steep = _Reason("P is too steep for an error", "add alphas where it rises, or runs")
+    try:
+        fit, *clustered = _regress((log_alpha - centre) / scale, recovered, runs, seed)
+    except np.linalg.LinAlgError:  # the likelihood is flat to rounding, its Hessian singular
+        return without(too_steep)
     if not fit.converged:
         return without(_Reason("the binomial regression did not converge", "add runs"))
     if not all(np.isfinite(result.cov_params()).all() for result in (fit, *clustered)):
-        return without(_Reason("P is too steep for an error", "add alphas where it rises, or runs"))
+        return without(too_steep)
     level, rise = fit.params
     reason = _why_no_crossing(alpha, level, rise, fit.null_deviance - fit.deviance, scale, centre)
     if reason:

@@ -485,6 +485,16 @@ def test_any_table_of_counts_gives_numbers_or_a_note(ds: xr.Dataset) -> None:
         assert np.isnan([half.lower, half.upper]).all()
 
 
+def test_alphas_that_are_all_but_one_leave_no_error() -> None:
+    """The only overlap of outcomes is between two alphas that hardly differ: a singular Hessian."""
+    recovered = np.zeros((4, 1, 2, 1))
+    recovered[2, 0, 1] = 1
+    ds = dataset(recovered, alpha=[1.037225404790034e-05, 0.4912384286973852, 3 + 1e-12, 3 + 1e-6])
+    ds["status"][:, 0] = [[MISSING, DONE], [DONE, DONE], [MISSING, DONE], [DONE, MISSING]]
+    note = "P is too steep for an error: add alphas where it rises, or runs"
+    assert str(alpha_half(ds).note.item()) == note
+
+
 @pytest.mark.parametrize("name", ["alpha", "N", "seed", "start"])
 def test_repeated_labels_are_refused(name: str) -> None:
     """What two stores both hold would count twice; the message names it, and the way out."""
