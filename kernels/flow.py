@@ -38,9 +38,9 @@ _CLEAR = 1.54
 _REFRESH, _FIRST_POWERS, _POWERS, _SAFETY = 5, 10, 2, 1.2
 # After a look that proved no rest, the next is when time has grown by this factor.
 _LOOK = 1.25
-# The first look waits until the way is so much shorter than asked, by how the start slows down: then
-# 9 looks of 10 prove rest. At 1 it is 6 of 10, and a run takes no fewer products; at 0.1 all of them,
-# and 9 % more products (alpha = 2 to 3, N = 64 to 512).
+# The first look waits until the way is so much shorter than asked, by how the start slows down:
+# then 9 looks of 10 prove rest. At 1 it is 6 of 10, and a run takes no fewer products; at 0.1 it is
+# all of them, and 9 % more products (alpha = 2 to 3, N = 64 to 512).
 _WAIT = 0.5
 # A step shorter than this share of 1 / lambda_max is no step: the start has diverged.
 _SHORTEST = 1e-6
