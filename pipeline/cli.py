@@ -22,6 +22,7 @@ from alphasweep.pipeline import terminal
 from alphasweep.pipeline.dataset import FAILED, MISSING
 from alphasweep.pipeline.files import replace_text
 from alphasweep.pipeline.layout import figures_folder
+from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.plan import Plan, calibrate, make_plan
 from alphasweep.pipeline.provenance import code_version
 from alphasweep.pipeline.run import (
@@ -38,9 +39,10 @@ from alphasweep.pipeline.run import (
     staff,
 )
 from alphasweep.pipeline.run import run as compose
-from alphasweep.pipeline.spec import Sweep, SweepError, gains, preset_names, template, widened
+from alphasweep.pipeline.spec import Sweep, preset_names, template
 from alphasweep.pipeline.status import status as look
 from alphasweep.pipeline.store import Store, StoreError
+from alphasweep.pipeline.sweeps import gains, widened
 from alphasweep.pipeline.terminal import say
 from alphasweep.pipeline.words import between
 

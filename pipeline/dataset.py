@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alphasweep.kernels.descent import Outcome
-from alphasweep.pipeline.spec import Recipe
+from alphasweep.pipeline.recipe import Recipe
 
 MISSING, DONE, FAILED = range(3)
 STATUS = ("missing", "done", "failed")

@@ -22,7 +22,7 @@ from alphasweep.pipeline.dataset import cell_dtype
 from alphasweep.pipeline.files import patient, replace
 from alphasweep.pipeline.part import Cells, Part
 from alphasweep.pipeline.provenance import code_version, recipe_digest
-from alphasweep.pipeline.spec import Recipe
+from alphasweep.pipeline.recipe import Recipe
 
 
 class DamagedError(Exception):

@@ -40,8 +40,10 @@ from alphasweep.pipeline.dataset import (
     cell_variables,
 )
 from alphasweep.pipeline.files import copy, replace_text, sync
+from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.provenance import code_version, fingerprint, machine
-from alphasweep.pipeline.spec import Sweep, SweepError, as_document, differences
+from alphasweep.pipeline.spec import Sweep, as_document
+from alphasweep.pipeline.sweeps import differences
 
 #: How the names of the folders beside a store end, after the whole name of the store. No store's
 #: name may end so: the folders of two stores would else be one, or one be the other's store.

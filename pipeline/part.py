@@ -16,7 +16,7 @@ from alphasweep.kernels.instance import Instance, measurements
 from alphasweep.kernels.loss import Array
 from alphasweep.kernels.methods import METHODS
 from alphasweep.pipeline.dataset import cell_dtype
-from alphasweep.pipeline.spec import Recipe
+from alphasweep.pipeline.recipe import Recipe
 
 Cells = npt.NDArray[Any]
 """(n,), structured: a record of `pipeline.dataset.cell_dtype` for each of n consecutive seeds."""

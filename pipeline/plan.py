@@ -21,7 +21,8 @@ from alphasweep.kernels.loss import Array
 from alphasweep.pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
 from alphasweep.pipeline.layout import seeds_per_chunk
 from alphasweep.pipeline.part import Part
-from alphasweep.pipeline.spec import Recipe, Sweep
+from alphasweep.pipeline.recipe import Recipe
+from alphasweep.pipeline.spec import Sweep
 from alphasweep.pipeline.store import Block, Store, wider_sweep
 from alphasweep.pipeline.words import between
 

@@ -28,8 +28,9 @@ from alphasweep.kernels.descent import Outcome
 from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import FAILED, GRID, STATUS
 from alphasweep.pipeline.inbox import DamagedError
+from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.part import Part
-from alphasweep.pipeline.spec import Sweep, SweepError
+from alphasweep.pipeline.spec import Sweep
 from alphasweep.pipeline.store import Store, StoreError
 
 Place = tuple[int, int, int]

@@ -19,13 +19,17 @@ from threadpoolctl import threadpool_info
 
 from alphasweep.pipeline.dataset import KEPT, cell_variables
 from alphasweep.pipeline.part import Part, compute
-from alphasweep.pipeline.spec import Recipe, Sweep, as_problem_table
+from alphasweep.pipeline.recipe import Recipe
+from alphasweep.pipeline.sections import as_problem_table
+from alphasweep.pipeline.spec import Sweep
 
 # What decides about numbers: also which they are, of which type, M = round(alpha N), and the steps.
 _COMPUTE = (
     "alphasweep.kernels",
     "alphasweep.pipeline.part",
     "alphasweep.pipeline.dataset",
+    "alphasweep.pipeline.sections",
+    "alphasweep.pipeline.recipe",
     "alphasweep.pipeline.spec",
 )
 _TRANSPORT = ("distributed", "dask", "cloudpickle")  # driver and worker have to understand another

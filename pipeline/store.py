@@ -43,9 +43,11 @@ from alphasweep.pipeline.files import patient, remove, replace_text, sync
 from alphasweep.pipeline.inbox import DamagedError, ForeignError, HandedIn, Inbox
 from alphasweep.pipeline.inbox import hand_in as hand_in
 from alphasweep.pipeline.lease import Lease, LeaseLostError
+from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.part import Part
 from alphasweep.pipeline.provenance import code_version, machine, other_numbers
-from alphasweep.pipeline.spec import Sweep, SweepError, differences, union
+from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.sweeps import differences, union
 
 
 class StoreError(RuntimeError):

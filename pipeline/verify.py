@@ -35,8 +35,8 @@ from alphasweep.pipeline.proof import (
     sound_sweep,
     states,
 )
-from alphasweep.pipeline.spec import differences
 from alphasweep.pipeline.store import Store, StoreError
+from alphasweep.pipeline.sweeps import differences
 
 Severity = Literal["damage", "leftover", "note"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,3 +37,9 @@ def under_way(where: Mapping[str, Any]) -> str:
         return ""
     parts = "1 part running" if number == 1 else f"{number} parts running, the first"
     return f", {parts} for {duration(seconds)} of about {duration(where['longest_predicted'])}"
+
+
+def shown(value: Any) -> str:
+    """Write a value of a file, cut where it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -25,7 +25,7 @@ from alphasweep.pipeline.inbox import Inbox
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.plan import REFERENCE, CostModel, make_plan
 from alphasweep.pipeline.provenance import environment
-from alphasweep.pipeline.spec import Recipe
+from alphasweep.pipeline.recipe import Recipe
 from alphasweep.pipeline.status import status
 from alphasweep.pipeline.store import Store, StoreError
 from alphasweep.pipeline.tasks import NoTimeLeftError

@@ -21,10 +21,12 @@ from alphasweep.kernels.loss import IntensityLoss, energy, multiplier
 from alphasweep.kernels.problem import LOSSES, SENSINGS, STARTS, Problem
 from alphasweep.kernels.sensing import gaussian_sensing
 from alphasweep.kernels.spectrum import spectrum
+from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.provenance import recipe_digest
-from alphasweep.pipeline.spec import Sweep, SweepError, as_document, differences, load
+from alphasweep.pipeline.spec import Sweep, as_document, load
 from alphasweep.pipeline.store import Store
+from alphasweep.pipeline.sweeps import differences
 from tests.conftest import TINY, bits, fill, parts_of, tiny
 from tests.losses import Welsch
 

@@ -22,7 +22,8 @@ from alphasweep.pipeline import provenance
 from alphasweep.pipeline.dataset import COMPUTED
 from alphasweep.pipeline.part import compute
 from alphasweep.pipeline.provenance import code_version, fingerprint, other_numbers
-from alphasweep.pipeline.spec import Recipe, Sweep, as_document
+from alphasweep.pipeline.recipe import Recipe
+from alphasweep.pipeline.spec import Sweep, as_document
 from alphasweep.pipeline.store import Store, StoreError, hand_in
 from tests.conftest import bits, fill, parts_of, tiny
 
@@ -189,7 +190,7 @@ def energy_in_single(y_hat: Any, y: Any, loss: Any) -> Any:
              "energy"),
             ("a half of M rounded up",
              instead("pipeline.part.measurements", lambda a, N: floor(a * N + 0.5)), "energy"),
-            ("times rounded down", instead("pipeline.spec.round", floor), "steps"),
+            ("times rounded down", instead("pipeline.sections.round", floor), "steps"),
             ("mu of the Hessian", after("kernels.hessian.multiplier", lambda mu: 1.001 * mu),
              "lambda_min"),
             ("the wrong end of the spectrum", lambda monkeypatch: monkeypatch.setattr(

@@ -17,9 +17,10 @@ from nbclient import NotebookClient
 from alphasweep.cluster import worker
 from alphasweep.cluster.queue import ClusterError
 from alphasweep.pipeline.drive import Progress
+from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.plan import Plan
 from alphasweep.pipeline.run import Result, RunError, run
-from alphasweep.pipeline.spec import SweepError, as_document
+from alphasweep.pipeline.spec import as_document
 from alphasweep.pipeline.status import status
 from alphasweep.pipeline.store import Store, StoreError
 from tests.conftest import bits, fill, parts_of, tiny

@@ -19,19 +19,10 @@ from alphasweep.kernels.instance import measurements
 from alphasweep.kernels.loss import IntensityLoss
 from alphasweep.kernels.methods import METHODS
 from alphasweep.kernels.problem import Problem
-from alphasweep.pipeline.spec import (
-    _METHODS,
-    Sweep,
-    SweepError,
-    as_document,
-    differences,
-    gains,
-    load,
-    preset_names,
-    template,
-    union,
-    widened,
-)
+from alphasweep.pipeline.messages import SweepError
+from alphasweep.pipeline.sections import DESCENTS
+from alphasweep.pipeline.spec import Sweep, as_document, load, preset_names, template
+from alphasweep.pipeline.sweeps import differences, gains, union, widened
 
 GOOD = """
 name = "lap"
@@ -233,7 +224,7 @@ def test_flow_is_recorded_at_the_very_times() -> None:
     assert Sweep.from_document(json.loads(json.dumps(as_document(one)))) == one
     assert pickle.loads(pickle.dumps(one.recipe)) == one.recipe
     assert '[descent] method = "gd" in the store, "flow" in this sweep' in differences(sweep(), one)
-    assert set(METHODS) == set(_METHODS)
+    assert set(METHODS) == set(DESCENTS)
 
 
 @pytest.mark.parametrize(

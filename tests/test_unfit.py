@@ -210,7 +210,8 @@ def test_a_part_that_raises_is_no_fault_of_its_worker() -> None:
     assert unfit(ZeroDivisionError()) is None
 
 
-DECIDES = ("kernels/descent.py", "pipeline/part.py", "pipeline/spec.py", "pipeline/dataset.py")
+ROOMS = ("part", "dataset", "sections", "recipe", "spec")
+DECIDES = ("kernels/descent.py", *(f"pipeline/{name}.py" for name in ROOMS))
 
 
 @pytest.mark.parametrize("file", [*DECIDES, "kernels/new.py"])

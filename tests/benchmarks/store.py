@@ -35,8 +35,9 @@ import psutil
 from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import DONE
 from alphasweep.pipeline.plan import REFERENCE, CostModel, calibrate, make_plan
-from alphasweep.pipeline.spec import Sweep, widened
+from alphasweep.pipeline.spec import Sweep
 from alphasweep.pipeline.store import Store
+from alphasweep.pipeline.sweeps import widened
 
 MODEL = CostModel(REFERENCE)
 

@@ -1,0 +1,150 @@
+"""The algebra of sweeps: what two of them have in common, and what one has more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from alphasweep.pipeline.messages import SweepError
+from alphasweep.pipeline.sections import MAX_VALUES, SECTIONS
+from alphasweep.pipeline.spec import Sweep, as_document, check_size
+from alphasweep.pipeline.words import shown
+
+_SHOWN_VALUES = 8  # that are listed; of more, the number and the ends are told
+
+
+def differences(old: Sweep, new: Sweep) -> list[str]:
+    """Say why numbers computed for one sweep do not belong to another.
+
+    The name, and the values of alpha, N and seed, change no number that exists. Neither do times
+    that fall on the same steps.
+
+    Parameters
+    ----------
+    old, new : Sweep
+        The sweep of the store, and the sweep that is wanted.
+
+    Returns
+    -------
+    list of str
+        One line for each key that differs; empty if the new sweep can use the store.
+    """
+    before, after = _identity(old), _identity(new)
+    if old.recipe.steps == new.recipe.steps:
+        after["[record] times"] = before["[record] times"]
+    if old.recipe.probe_steps == new.recipe.probe_steps and old.probe and new.probe:
+        after["[probe] times"] = before["[probe] times"]
+    return [
+        _difference(key, before.get(key), after.get(key))
+        for key in before | after
+        if before.get(key) != after.get(key)
+    ]
+
+
+def union(old: Sweep, new: Sweep) -> Sweep:
+    """Return `old` with the values of both sweeps on its axes alpha, N and seed.
+
+    Raises
+    ------
+    SweepError
+        If it would be larger than `old`, and than a sweep may be.
+    """
+    axes = {
+        axis: sorted({*getattr(old.grid, axis), *getattr(new.grid, axis)})
+        for axis in ("alpha", "N", "seed")
+    }
+    document = as_document(old)
+    whole = Sweep.from_document(document | {"grid": document["grid"] | axes})
+    if whole.cells > old.cells:
+        check_size(whole, "the store with the values of this sweep")
+    return whole
+
+
+def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
+    """Add values, as typed, to axes of a sweep.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    values : mapping of str to str
+        By axis, alpha, N or seed: numbers and ranges separated by commas. A range is
+        ``first:end`` or ``first:end:step``, as in Python without its end; alpha needs a step.
+        Empty adds nothing.
+
+    Raises
+    ------
+    SweepError
+        If a text is none of these, or the sweep would not be valid in a file.
+    """
+    document = as_document(sweep)
+    axes = {axis: [*document["grid"][axis], *_typed_values(axis, values[axis])] for axis in values}
+    grid = {axis: sorted(set(added)) for axis, added in axes.items()}
+    whole = Sweep.from_document(document | {"grid": document["grid"] | grid}, "extended sweep")
+    if whole.cells > sweep.cells:
+        check_size(whole, "extended sweep")
+    return whole
+
+
+def gains(old: Sweep, new: Sweep) -> str:
+    """Say which values of alpha, N and seed a sweep has that another one has not; "" if none."""
+    found = []
+    for axis in ("alpha", "N", "seed"):
+        values = sorted({*getattr(new.grid, axis)} - {*getattr(old.grid, axis)})
+        if not values:
+            continue
+        steps = len(values) - 1
+        if axis != "alpha" and steps > 1 and values[-1] - values[0] == steps:
+            text = f"{values[0]} to {values[-1]}"
+        elif steps < _SHOWN_VALUES:
+            text = ", ".join(f"{value}" for value in values)
+        else:
+            text = f"{len(values):,} values from {values[0]} to {values[-1]}"
+        found.append(f"{axis} {text}")
+    return "; ".join(found)
+
+
+def _typed_values(axis: str, text: str) -> list[float]:
+    number = float if axis == "alpha" else int
+    values: list[float] = []
+    try:
+        for piece in filter(None, map(str.strip, text.split(","))):
+            first, *range_ = map(number, piece.split(":"))
+            values += _up_to(axis, piece, first, *range_) if range_ else [first]
+    except SweepError:
+        raise
+    except (ValueError, TypeError):  # of a number; of a range with too many
+        ranges = "first:end:step" if axis == "alpha" else "first:end or first:end:step"
+        rule = f"must be numbers separated by commas, or {ranges}, without the end"
+        raise SweepError([f"--{axis}: {rule}; got {text!r}."]) from None
+    return values
+
+
+def _up_to(
+    axis: str, piece: str, first: float, end: float, step: float | None = None
+) -> Iterator[float]:
+    start, stop, by = (Decimal(str(v)) for v in (first, end, 1 if step is None else step))
+    if axis == "alpha" and step is None:
+        raise SweepError([f"--alpha: a range must have a step, first:end:step; got {piece}."])
+    is_range = all(v.is_finite() for v in (start, stop, by)) and start < stop and by > 0
+    if not is_range or (stop - start) / by > MAX_VALUES:
+        rule = f"a range must have first < end, step > 0, and at most {MAX_VALUES:,} values"
+        raise SweepError([f"--{axis}: {rule}; got {piece}."])
+    number = type(first)
+    return (number(start + i * by) for i in range(math.ceil((stop - start) / by)))
+
+
+def _identity(sweep: Sweep) -> dict[str, Any]:
+    document = as_document(sweep)
+    keys = {f"[{s}] {k}": v for s in SECTIONS for k, v in (document[s] or {}).items()}
+    for extendable in ("alpha", "N", "seed"):
+        del keys[f"[grid] {extendable}"]
+    return {"root_seed": sweep.root_seed, **keys}
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, list) and isinstance(new, list):
+        gone, added = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+        return f"{key}: {shown(gone)} only in the store, {shown(added)} only in this sweep"
+    return f"{key} = {shown(old)} in the store, {shown(new)} in this sweep"
