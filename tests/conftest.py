@@ -35,10 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 ROOMS = ("kernels", "pipeline", "cluster", "analysis")
 
 
-def keep_own_modules(folder: Path) -> None:
-    """Have what a user may have beside a sweep: modules with the names of our folders."""
-    for room in ROOMS:
-        (folder / f"{room}.py").write_text("raise ImportError('of the user, and not meant')\n")
+def keep_own_modules(folder: Path, *more: str) -> None:
+    """Have what a user may have beside a sweep: modules with the names of our folders, or others.
+
+    A module is a file for one name, and a package for the next.
+    """
+    for number, name in enumerate((*ROOMS, *more)):
+        file = folder / (f"{name}/__init__.py" if number % 2 else f"{name}.py")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("raise ImportError('of the user, and not meant')\n")
 
 
 TINY = {

@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.metadata import packages_distributions
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,16 @@ from typer.testing import CliRunner
 from alphasweep.analysis import figures, scaling
 from alphasweep.cluster import worker
 from alphasweep.cluster.launch import job_name, record_queue
+from alphasweep.kernels.problem import LOSSES
 from alphasweep.pipeline import cli
 from alphasweep.pipeline.cli import app
 from alphasweep.pipeline.part import compute
 from alphasweep.pipeline.spec import Sweep, load
 from alphasweep.pipeline.store import Store, Writer, hand_in
 from tests.conftest import TINY as CONFTEST
-from tests.conftest import bits, fill, parts_of, tiny
-from tests.test_figures import BROKEN, grid, no_picture
+from tests.conftest import bits, fill, keep_own_modules, parts_of, tiny
+from tests.losses import Welsch
+from tests.test_figures import BROKEN, SQUARE, grid, no_picture
 
 pytestmark = pytest.mark.long
 
@@ -58,6 +61,17 @@ times = [0.3, 1.0]
 times = [0, 1]
 modes = 2
 """
+
+
+def quick_by(method: str, folder: Path | str = "") -> str:
+    """Return what to run for the preset quick by a method of the descent, in a store quick.zarr."""
+    if method == "gd":
+        return "quick"
+    lines = (files("alphasweep.pipeline") / "presets" / "quick.toml").read_text().splitlines()
+    text = [line for line in lines if not line.startswith(("learning_rate", "trapped_below"))]
+    text.insert(text.index("[descent]") + 1, f'method = "{method}"')
+    (file := Path(folder, f"{method}.toml")).write_text("\n".join(text))
+    return str(file)
 
 
 @pytest.fixture(autouse=True)
@@ -122,9 +136,9 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def held() -> subprocess.Popen[str]:
+def held(sweep: str = "quick") -> subprocess.Popen[str]:
     """Start a run, and wait until its workers have done all they can."""
-    run = start("run", "quick", "--workers", "2", "--part-seconds", "0.001")  # a cell a part
+    run = start("run", sweep, "--workers", "2", "--part-seconds", "0.001")  # a cell a part
     end = time.monotonic() + 120
     while Store("quick.zarr").progress().get("cells_now") != BEFORE_HOLD:
         assert run.poll() is None, run.communicate()[0]
@@ -148,12 +162,29 @@ def reference(quick: tuple[dict[str, Any], float]) -> dict[str, Any]:
     return quick[0]
 
 
+@pytest.fixture(scope="session")
+def references(
+    reference: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Bits of the preset quick by each method; those of the flow by a plain loop, without Dask."""
+    folder = tmp_path_factory.mktemp("flow")
+    sweep, store = load(quick_by("flow", folder)), Store(folder / "quick.zarr")
+    fill(store, sweep, parts_of(sweep))
+    return {"gd": reference, "flow": bits(store.path)}
+
+
 # --- the way through --------------------------------------------------------------------------
 
 
 def test_run_ends_with_figures_a_table_and_a_way_to_read(here: Path) -> None:
-    """One command computes, fits, draws, and says where things are."""
-    done = alphasweep("run", "quick", "--workers", "2")
+    """One command computes, fits, draws, and says where things are.
+
+    It does so also where modules of the user's lie that are called as those that are imported.
+    """
+    keep_own_modules(here, "dask", "xarray", "zarr")
+    program = Path(sys.executable).with_name("alphasweep")
+    words = [program, "run", "quick", "--workers", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "alpha_half" in done.stdout
@@ -180,14 +211,15 @@ def test_running_again_computes_nothing(reference: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [("--workers", "1"), ("--workers", "3", "--part-seconds", "0.05")]
+    ("method", "settings"),
+    [("gd", ("--workers", "1")), ("flow", ("--workers", "3", "--part-seconds", "0.05"))],
 )
 def test_workers_and_parts_change_no_bit(
-    reference: dict[str, Any], settings: tuple[str, ...]
+    references: dict[str, dict[str, Any]], method: str, settings: tuple[str, ...]
 ) -> None:
     """One worker or three, long parts or short ones: the same dataset."""
-    assert alphasweep("run", "quick", *settings).returncode == 0
-    assert bits("quick.zarr") == reference
+    assert alphasweep("run", quick_by(method), *settings).returncode == 0
+    assert bits("quick.zarr") == references[method]
 
 
 def test_an_edited_file_extends_its_store(here: Path) -> None:
@@ -379,12 +411,12 @@ def test_status_while_it_runs(hold: Path) -> None:
 # --- stopped and killed -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("how", "method"), [(signal.SIGINT, "gd"), (signal.SIGTERM, "flow")])
 def test_ctrl_c_stops_at_once_and_loses_nothing(
-    reference: dict[str, Any], hold: Path, how: signal.Signals
+    references: dict[str, dict[str, Any]], hold: Path, how: signal.Signals, method: str
 ) -> None:
     """It exits 130 whatever workers are at, keeps what was finished, and leaves no process."""
-    run = held()
+    run = held(quick_by(method))
     workers = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(how)
     said, _ = run.communicate(timeout=120)
@@ -396,15 +428,15 @@ def test_ctrl_c_stops_at_once_and_loses_nothing(
     assert Store("quick.zarr").parts() == []
     assert int((Store("quick.zarr").status() == 1).sum()) == BEFORE_HOLD
     hold.unlink()
-    done = alphasweep("run", "quick")
+    done = alphasweep("run", quick_by(method))
     assert f"{32 - BEFORE_HOLD} cells to compute" in done.stdout
-    assert bits("quick.zarr") == reference
+    assert bits("quick.zarr") == references[method]
 
 
 def test_killed_at_random_and_run_again(quick: tuple[dict[str, Any], float]) -> None:
     """SIGKILL to driver and workers: the end is that of a run without interruption.
 
-    Of many more kills the torture's long form knows.
+    Of many more kills, and of the flow, the torture knows.
     """
     moments = random.Random(2403)
     reference, seconds = quick
@@ -427,9 +459,9 @@ def test_killed_at_random_and_run_again(quick: tuple[dict[str, Any], float]) -> 
         assert len(kills) < 60, "hardly any run was killed"
 
 
-def test_a_killed_worker_costs_no_cell(reference: dict[str, Any], hold: Path) -> None:
+def test_a_killed_worker_costs_no_cell(references: dict[str, dict[str, Any]], hold: Path) -> None:
     """A worker process that dies is replaced, and its part is computed by another."""
-    run = held()
+    run = held(quick_by("flow"))
     workers = [
         process
         for process in psutil.Process(run.pid).children(recursive=True)
@@ -440,7 +472,7 @@ def test_a_killed_worker_costs_no_cell(reference: dict[str, Any], hold: Path) ->
     hold.unlink()
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 0, said
-    assert bits("quick.zarr") == reference
+    assert bits("quick.zarr") == references["flow"]
 
 
 # --- everything that can be wrong -------------------------------------------------------------
@@ -797,6 +829,44 @@ def test_a_run_says_what_can_be_said(
     assert not re.search(r"\bnan\b|Traceback|Warning|add larger", said)
     drawn = {file.name for file in (here / "border.zarr.figures").iterdir()}
     assert {"recovery.png", "alpha_half.png", "one_run.png"} <= drawn
+
+
+# --- what a user adds -------------------------------------------------------------------------
+
+ADDED = """
+import sys
+from alphasweep.kernels.problem import LOSSES
+from tests.losses import Welsch
+LOSSES["welsch"] = Welsch
+if not any(word.endswith("alphasweep.cluster.worker") for word in sys.orig_argv):
+    from alphasweep.analysis.figures import FIGURES
+    from alphasweep.analysis.scaling import LAWS
+    from tests.test_figures import SQUARE, grid
+    LAWS["square"], FIGURES["grid"] = SQUARE, grid
+"""
+
+
+def test_a_loss_a_law_and_a_figure_are_entries(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the sweep file through workers to the table, the fits and the pictures."""
+    text = TINY.replace("N = [8, 12]", "N = [8, 12, 16]").replace("4.0]", "4.0, 6.0, 9.0]")
+    text = text.replace("a = 1.0", "").replace("learning_rate = 0.03", 'method = "flow"')
+    text = text.replace("t_max = 3.0", "t_max = 30.0")
+    (here / "tiny.toml").write_text(text + '[problem]\nloss = "welsch"\nb = 0.7\n')
+    patch(here / "patch", ADDED, monkeypatch)
+    done = alphasweep("run", "tiny.toml", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"  {SQUARE.formula}: A = " in done.stdout
+    drawn = {path.stem for path in Path("tiny.zarr.figures").iterdir()}
+    assert drawn == {*figures.FIGURES, "grid"}
+    some = alphasweep("figure", "tiny.zarr", "grid", "alpha_half", "--format", "svg", "--out", "s")
+    assert some.returncode == 0, some.stderr
+    assert {path.name for path in Path("s").iterdir()} == {"grid.svg", "alpha_half.svg"}
+
+    monkeypatch.setitem(LOSSES, "welsch", Welsch)
+    sweep, alone = load("tiny.toml"), Store("alone.zarr")
+    fill(alone, sweep, parts_of(sweep, 4))
+    assert bits("tiny.zarr") == bits("alone.zarr")
+    assert sweep.problem.loss == Welsch(0.7)
 
 
 # --- figures ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def test_kills_at_random_lose_nothing_and_change_nothing(tmp_path: Path) -> None
 
     Readers see no error and no wrong number meanwhile.
     """
-    torture(tmp_path, ROUNDS, SEED)
+    torture(tmp_path, ROUNDS, SEED, "flow")
 
 
 def test_of_two_drivers_exactly_one_runs(tmp_path: Path) -> None:

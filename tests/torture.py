@@ -1,10 +1,11 @@
 """Kill and suspend drivers, workers and extensions at random: what is done stays as computed.
 
-    python tests/torture.py [ROUNDS] [SEED]
+    python tests/torture.py [ROUNDS] [SEED] [METHOD]
 
-Round after round a run or an extension of one sweep is started by the command line and killed at a
-random moment: the driver alone, a worker alone, or all. Or the driver is stopped for longer than a
-lease, another one takes over, and the first is resumed in the middle of what that one does. In
+METHOD is a method of the descent, "flow" if it is left out. Round after round a run or an extension
+of one sweep is started by the command line and killed at a random moment: the driver alone, a
+worker alone, or all. Or the driver is stopped for longer than a lease, another one takes over, and
+the first is resumed in the middle of what that one does. In
 between, and in the middle of it, values are added to all three axes. Meanwhile plain readers load
 the store again and again. After every
 round each done cell must have the bits of a plain loop over `pipeline.part.compute`, no cell that
@@ -40,6 +41,7 @@ import numpy.typing as npt
 import psutil
 import xarray as xr
 
+from alphasweep.cluster import worker
 from alphasweep.pipeline.dataset import COMPUTED, DONE, GRID
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.reading import open_sweep
@@ -58,14 +60,21 @@ _PROCESSES = multiprocessing.get_context("spawn")
 Cells = npt.NDArray[Any]
 
 
-def sweep_of(axes: dict[str, list[Any]]) -> Sweep:
-    """Return a sweep whose cells take some 10 ms, with ten seeds a chunk."""
+DESCENTS = {
+    "gd": {"method": "gd", "learning_rate": 0.03, "t_max": 3.0},
+    "flow": {"method": "flow", "t_max": 12.0},
+}
+
+
+def sweep_of(axes: dict[str, list[Any]], method: str) -> Sweep:
+    """Return a sweep whose cells take 10 to 50 ms, with ten seeds a chunk."""
     return Sweep.from_document(
         {
             "name": "torture",
             "root_seed": 11,
             "grid": {**axes, "start": {"from": 0, "to": 99}},
-            "descent": {"a": 1.0, "learning_rate": 0.03, "t_max": 3.0},
+            "problem": {"a": 1.0},
+            "descent": DESCENTS[method],
             "record": {"times": [0.3, 1.0]},
             "probe": {"times": [1.0], "modes": 1},
         }
@@ -242,7 +251,7 @@ class Victim:
         workers = []
         for process in self.group():
             with suppress(psutil.Error):
-                workers += [process] * ("--multiprocessing-fork" in process.cmdline())
+                workers += [process] * (worker.__name__ in process.cmdline())
         if self.ended:
             whom = "nobody"
         elif whom == "worker" and workers:
@@ -350,9 +359,9 @@ class Growth:
         self.now[axis] = sorted({*self.now[axis], *values})
 
 
-def write_sweep(folder: Path, axes: dict[str, list[Any]]) -> str:
+def write_sweep(folder: Path, axes: dict[str, list[Any]], method: str) -> str:
     """Write the sweep file of these axes; return its name."""
-    document = sweep_of(axes).model_dump(mode="json", by_alias=True)
+    document = sweep_of(axes, method).model_dump(mode="json", by_alias=True)
     lines = []
     for key, value in document.items():
         if not isinstance(value, dict):
@@ -364,11 +373,13 @@ def write_sweep(folder: Path, axes: dict[str, list[Any]]) -> str:
     return "torture.toml"
 
 
-def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] = print) -> None:
+def torture(
+    folder: Path, rounds: int, seed: int, method: str, say: Callable[[str], object] = print
+) -> None:
     """Do so many rounds; AssertionError if anything does not hold."""
     rng = random.Random(seed)
     final = final_axes(rounds)
-    whole = sweep_of(final)
+    whole = sweep_of(final, method)
     cells = reference(whole)
     say(f"{whole.cells} cells, {cells['seconds'].sum() / whole.cells * 1e3:.0f} ms each")
     store, growth = Store(folder / "torture.zarr"), Growth(final, rng)
@@ -385,7 +396,7 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
                 options = [f"--{k}={','.join(map(str, v))}" for k, v in added.items()]
                 victim = Victim(folder, "extend", str(store.path), *options)
             else:
-                victim = Victim(folder, "run", write_sweep(folder, growth.now), *common)
+                victim = Victim(folder, "run", write_sweep(folder, growth.now, method), *common)
             runs = _runs(store)
             moment = await_moment(victim, store, rng)
             computes = _runs(store) > runs
@@ -393,7 +404,7 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
             if whom != "suspend":
                 whom = victim.kill(whom, rng)
             else:
-                again = ("run", write_sweep(folder, growth.now), *common, "--wait")
+                again = ("run", write_sweep(folder, growth.now, method), *common, "--wait")
                 rival = partial(Victim, folder, *again, output="rival.txt")
                 whom = victim.suspend(rival, store, rng)
             code = victim.wait()
@@ -409,7 +420,7 @@ def torture(folder: Path, rounds: int, seed: int, say: Callable[[str], object] =
                 f"struck: {whom} ({moment}); exit {code}; {len(safe)} cells safe"
             )
         begun.value += 1
-        last = Victim(folder, "run", write_sweep(folder, final), *common)
+        last = Victim(folder, "run", write_sweep(folder, final, method), *common)
         assert last.wait() == 0, last.log.read_text()
         known = safe_cells(store, whole, cells)
         assert len(known) == whole.cells
@@ -480,7 +491,7 @@ def race(folder: Path, times: int, say: Callable[[str], object] = print) -> None
     In turn: on a path where nothing is, on the lock of a driver that was killed, and while others
     look at the lock without a pause. AssertionError if it is not so.
     """
-    name = write_sweep(folder, {"alpha": [2.0], "N": [10], "seed": [0, 1]})
+    name = write_sweep(folder, {"alpha": [2.0], "N": [10], "seed": [0, 1]}, "gd")
     barrier = _PROCESSES.Barrier(2)
     refused = _PROCESSES.Event()
     pipes = [_PROCESSES.Pipe() for _ in range(2)]
@@ -526,15 +537,16 @@ def race(folder: Path, times: int, say: Callable[[str], object] = print) -> None
     )
 
 
-def main(rounds: str = "60", seed: str = "1") -> None:
+def main(rounds: str = "60", seed: str = "1", method: str = "flow") -> None:
     """Do the long form."""
-    print(f"torture: {rounds} rounds, random seed {seed}", flush=True)
+    print(f"torture: {rounds} rounds, random seed {seed}, method {method}", flush=True)
+    say = partial(print, flush=True)
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         try:
-            torture(Path(folder), int(rounds), int(seed), lambda text: print(text, flush=True))
-            race(Path(folder), RACES, lambda text: print(text, flush=True))
+            torture(Path(folder), int(rounds), int(seed), method, say)
+            race(Path(folder), RACES, say)
         except BaseException:
-            print(f"To repeat it: python tests/torture.py {rounds} {seed}", flush=True)
+            say(f"To repeat it: python tests/torture.py {rounds} {seed} {method}")
             raise
 
 
