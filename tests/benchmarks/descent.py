@@ -1,10 +1,10 @@
 """How fast the descent is: against the machine's sgemm, and against the same descent in JAX.
 
-    python tests/benchmarks/descent.py [--cpu]
+    python tests/benchmarks/descent.py [--cpu] [--decide]
 
-alpha = 5, a = 1, float32. The first table is the sustained rate of `kernels.descent.descend` with
-R = 32 starts on one thread, counted as 4 M N R flops a step (whatever else a step does is loss),
-and the rate of a large square sgemm.
+a = 1, float32, alpha = 5 if nothing else is said. The first table is the sustained rate of
+`kernels.descent.descend` with R = 32 starts on one thread, counted as 4 M N R flops a step
+(whatever else a step does is loss), and the rate of a large square sgemm.
 
 The second table is the time of one step of one run. JAX compiles the loop (jit, scan) and
 differentiates the same loss: of one start, or of 32 (vmap); or it is given the gradient of 32
@@ -16,6 +16,12 @@ The third table is the time of a whole run by plain steps: t = 60 at a learning 
 40 records, and every start leaves the batch when it has recovered or is trapped. A compiled loop of
 fixed length takes all 2,000 steps, at the time a step of the second table. At
 alpha = 5 nearly all runs recover.
+
+With `--decide` (half an hour) it is what matters that is timed instead, at alpha = 3, where half of
+the runs of N = 128 recover: one run until it is decided. The flow runs until each start has
+recovered or is proven to be at rest; ``sgemm`` is its rate, looks and all, over that of the sgemm.
+Plain steps of 0.03 take, for each start, as many steps as reach the same time, a compiled loop as
+many as reach the time of the last: both count at the time of their step, which is measured.
 
 Measurements are short, take turns, and count with the best of many: on a shared machine compare
 the columns of one table, not figures of different hours. Where others keep the cores busy, `--cpu`
@@ -36,18 +42,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from alphasweep.kernels.descent import descend
+from alphasweep.kernels.descent import Outcome, descend
+from alphasweep.kernels.flow import flow
 from alphasweep.kernels.instance import Instance, draw_instance, uniform_starts
 from alphasweep.kernels.loss import Array, IntensityLoss
 from alphasweep.kernels.sensing import DenseSensing, Weigh
 
 ALPHA, A, STARTS, REPEATS = 5, 1.0, 32, 10
 SIZES = (128, 512, 1024, 2048)
+DECIDED_ALPHA, DECIDED_SIZES, T_MAX = 3, (128, 512, 2048, 4096), 20000.0
 SQUARE = 1024  # of the sgemm
 FLOPS, FEWEST_STEPS = 4e9, 3  # of one measurement; one start gets a tenth of them
 TIMED_RATE = 1e-5  # of learning: so short that no start ends while it is timed
@@ -59,6 +67,13 @@ CLOCK = time.process_time if "--cpu" in sys.argv else time.perf_counter
 
 Run = Callable[[int, float], tuple[Array, float]]
 """``run(steps, learning_rate)`` returns the overlaps at its end, and the seconds of a step."""
+
+
+class Problem(NamedTuple):
+    """Asks a process to prepare one."""
+
+    N: int
+    alpha: int
 
 
 class Clocked(DenseSensing):
@@ -74,21 +89,21 @@ class Clocked(DenseSensing):
         super().round_trip(W, weigh, y_hat, out)
 
 
-def problem(N: int) -> tuple[Instance, Array]:
+def problem(N: int, alpha: int) -> tuple[Instance, Array]:
     """Return a problem and its sensing matrix (M, N)."""
-    instance = draw_instance(0, N, 0, M=ALPHA * N)
+    instance = draw_instance(0, N, 0, M=alpha * N)
     assert isinstance(instance.sensing, DenseSensing)
     return instance, instance.sensing.X
 
 
-def flops_a_step(N: int, starts: int) -> int:
+def flops_a_step(N: int, alpha: int, starts: int) -> int:
     """Return the flops of the two products with the sensing matrix."""
-    return 4 * ALPHA * N * N * starts
+    return 4 * alpha * N * N * starts
 
 
-def ours(N: int) -> dict[str, Run]:
+def ours(N: int, alpha: int) -> dict[str, Run]:
     """Return the descent as the pipeline runs it."""
-    instance, X = problem(N)
+    instance, X = problem(N, alpha)
     clocked = Clocked(X)
     instance = replace(instance, sensing=clocked)
     W = uniform_starts(0, N, 0, range(STARTS))
@@ -117,20 +132,20 @@ def ours(N: int) -> dict[str, Run]:
     return {"ours": run, "whole": whole}
 
 
-def rival(N: int) -> dict[str, Run]:
+def rival(N: int, alpha: int) -> dict[str, Run]:
     """Return the same descent in JAX, in every form that was found worth a try."""
     import jax
     import jax.numpy as jnp
 
-    instance, matrix = problem(N)
+    instance, matrix = problem(N, alpha)
     X, XT = jnp.asarray(matrix), jnp.asarray(np.ascontiguousarray(matrix.T))
     y2, w_star = jnp.square(instance.y), instance.w_star
-    scale = 4 / (ALPHA * (A + y2))
+    scale = 4 / (alpha * (A + y2))
     columns = uniform_starts(0, N, 0, range(STARTS))
     rows = columns.T.copy()
 
     def loss(w: Any) -> Any:
-        return jnp.sum(jnp.square(jnp.square(X @ w) - y2) / (A + y2)) / ALPHA
+        return jnp.sum(jnp.square(jnp.square(X @ w) - y2) / (A + y2)) / alpha
 
     def one(w: Any, learning_rate: float) -> Any:
         _, gradient = jax.value_and_grad(loss)(w)
@@ -172,14 +187,14 @@ def rival(N: int) -> dict[str, Run]:
     }
 
 
-def serve(pipe: Connection, cores: set[int], side: Callable[[int], dict[str, Run]]) -> None:
+def serve(pipe: Connection, cores: set[int], side: Callable[[int, int], dict[str, Run]]) -> None:
     """Bind this process to cores, then run what the pipe asks for until it says stop."""
     os.sched_setaffinity(0, cores)  # before JAX counts them
     runs: dict[str, Run] = {}
     with threadpool_limits(limits=1, user_api="blas"):
         while (request := pipe.recv()) is not None:
-            if isinstance(request, int):
-                runs = side(request)
+            if isinstance(request, Problem):
+                runs = side(*request)
                 pipe.send(list(runs))
             else:
                 form, steps, learning_rate = request
@@ -189,7 +204,7 @@ def serve(pipe: Connection, cores: set[int], side: Callable[[int], dict[str, Run
 
 
 @contextmanager
-def process(cores: set[int], side: Callable[[int], dict[str, Run]]) -> Iterator[Connection]:
+def process(cores: set[int], side: Callable[[int, int], dict[str, Run]]) -> Iterator[Connection]:
     """Keep a process that serves one side."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -209,16 +224,21 @@ def ask(pipes: list[Connection], request: object) -> list[Any]:
     return [pipe.recv() for pipe in pipes]
 
 
-def microseconds(we: list[Connection], they: list[Connection], N: int) -> dict[str, float]:
+def microseconds(
+    we: list[Connection], they: list[Connection], N: int, alpha: int = ALPHA
+) -> dict[str, float]:
     """Return the shortest times of a step of one run, for every form of both sides."""
-    sides = {form: pipes for pipes in (we, they) for form in ask(pipes, N)[0] if form != "whole"}
+    wanted = Problem(N, alpha)
+    sides = {
+        form: pipes for pipes in (we, they) for form in ask(pipes, wanted)[0] if form != "whole"
+    }
     batch = {form: 1 if form == "one start" else STARTS for form in sides}
     # `ours` goes one step further than it is asked to, so that its last step has an end.
     expected, _ = ask(we, ("ours", CHECKED_STEPS - 1, CHECKED_RATE))[0]
     steps = {}
     for form, pipes in sides.items():
         work = FLOPS if batch[form] > 1 else FLOPS / 10
-        steps[form] = max(FEWEST_STEPS, round(work / flops_a_step(N, batch[form])))
+        steps[form] = max(FEWEST_STEPS, round(work / flops_a_step(N, alpha, batch[form])))
         ask(pipes, (form, steps[form], TIMED_RATE))  # compiles, and warms the caches
         if form == "ours":
             continue
@@ -235,7 +255,7 @@ def microseconds(we: list[Connection], they: list[Connection], N: int) -> dict[s
             answers = ask(pipes, (form, steps[form], TIMED_RATE))
             rate = sum(batch[form] / seconds for _, seconds in answers)
             best[form] = min(best[form], 1e6 / rate)
-    if N in WHOLE_SIZES:
+    if N in WHOLE_SIZES and alpha == ALPHA:
         answers = ask(we, ("whole", WHOLE_STEPS, WHOLE_RATE))
         best["whole"] = 1e6 / sum(STARTS / seconds for _, seconds in answers)
     return best
@@ -245,20 +265,58 @@ def compare_with_sgemm() -> None:
     """Print the first table."""
     print("Sustained, one thread, 32 starts, GFLOP/s")
     print("    N  descent    sgemm  ratio")
-    B = np.random.default_rng(0).standard_normal((SQUARE, SQUARE), dtype=np.float32)
-    C = np.empty_like(B)
     for N in SIZES:
-        run = ours(N)["ours"]
-        steps = max(FEWEST_STEPS, round(FLOPS / flops_a_step(N, STARTS)))
+        run = ours(N, ALPHA)["ours"]
+        steps = max(FEWEST_STEPS, round(FLOPS / flops_a_step(N, ALPHA, STARTS)))
         descent = sgemm = math.inf
         for _ in range(REPEATS):
-            began = CLOCK()
-            np.matmul(B, B, out=C)
-            sgemm = min(sgemm, CLOCK() - began)
+            sgemm = min(sgemm, square_sgemm())
             descent = min(descent, run(steps, TIMED_RATE)[1])
-        rate = 1e-9 * flops_a_step(N, STARTS) / descent
+        rate = 1e-9 * flops_a_step(N, ALPHA, STARTS) / descent
         peak = 1e-9 * 2 * SQUARE**3 / sgemm
         print(f"{N:5d} {rate:8.1f} {peak:8.1f} {rate / peak:6.2f}", flush=True)
+
+
+def square_sgemm() -> float:
+    """Return the seconds of a large product of square matrices."""
+    began = CLOCK()
+    np.matmul(_B, _B, out=_C)
+    return CLOCK() - began
+
+
+_B = np.random.default_rng(0).standard_normal((SQUARE, SQUARE), dtype=np.float32)
+_C = np.empty_like(_B)
+
+
+def decide() -> None:
+    """Print what it takes to decide a run."""
+    print(f"Milliseconds to decide a run, alpha = {DECIDED_ALPHA}, one core; in brackets over ours")
+    print("    N   P  undecided  by t = mean, last  flow  sgemm    plain steps     JAX: best form")
+    core = {min(os.sched_getaffinity(0))}
+    os.sched_setaffinity(0, core)
+    for N in DECIDED_SIZES:
+        with threadpool_limits(limits=1, user_api="blas"):
+            instance, _ = problem(N, DECIDED_ALPHA)
+            W = uniform_starts(0, N, 0, range(STARTS))
+            sgemm = min(square_sgemm() for _ in range(REPEATS))
+            began = CLOCK()
+            run = flow(instance, W, loss=IntensityLoss(A), record=(0.0, T_MAX))
+            each = (CLOCK() - began) / STARTS
+            sgemm = min(sgemm, *(square_sgemm() for _ in range(REPEATS)))
+        flops = flops_a_step(N, DECIDED_ALPHA, 1) / 2 * run.products.mean()
+        share = flops / each / (2 * SQUARE**3 / sgemm)
+        with process(core, rival) as jax, process(core, ours) as us:
+            step = microseconds([us], [jax], N, DECIDED_ALPHA)
+        plain = 1e-6 * step["ours"] * run.end_time.mean() / WHOLE_RATE
+        best = min(step[form] for form in ("vmap", "by rows", "by columns"))
+        jax_ = 1e-6 * best * run.end_time.max() / WHOLE_RATE
+        shares = [np.mean(run.outcome == o) for o in (Outcome.RECOVERED, Outcome.UNDECIDED)]
+        print(
+            f"{N:5d} {shares[0]:4.2f} {shares[1]:7.2f} {run.end_time.mean():11.0f} "
+            f"{run.end_time.max():5.0f} {1e3 * each:9.1f} {share:5.2f} "
+            f"{1e3 * plain:9.0f} ({plain / each:4.1f}) {1e3 * jax_:9.0f} ({jax_ / each:4.1f})",
+            flush=True,
+        )
 
 
 def compare_with_jax() -> None:
@@ -301,6 +359,9 @@ def row(number: int, N: int, ours: float, rivals: Iterable[float]) -> str:
 
 
 if __name__ == "__main__":
+    if "--decide" in sys.argv:
+        decide()
+        sys.exit()
     with threadpool_limits(limits=1, user_api="blas"):
         compare_with_sgemm()
     compare_with_jax()
