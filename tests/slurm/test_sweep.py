@@ -229,7 +229,7 @@ class Desk:
             what="an empty queue",
         )
         until(lambda: not self._processes(), what="the end of all processes")
-        assert not list(self.folder.rglob("certificates*"))
+        assert not list(self.folder.rglob("certificates-*"))
         assert not list(self.store.control.glob(".preflight*"))
 
     def is_complete(self) -> None:

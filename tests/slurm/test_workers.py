@@ -118,7 +118,7 @@ def launched(slurm: Slurm, run: Path, one: Profile, jobs: int = 2) -> Iterator[C
     finally:
         assert not slurm.jobs(name=name, state="RUNNING")
         assert not slurm.jobs(name=name, state="PENDING")
-        assert not list(run.glob("certificates*"))
+        assert not list(run.glob("certificates-*"))
         until(
             lambda: not any(slurm.processes(job) for job in seen),
             what="the end of all processes",
@@ -227,7 +227,7 @@ def test_only_the_run_can_connect(pair: Cluster, run: Path, tmp_path: Path) -> N
     foreign = Security.temporary()
     (tmp_path / "cert.pem").write_text(foreign.tls_client_cert)
     (tmp_path / "key.pem").write_text(foreign.tls_client_key)
-    (own,) = run.glob("certificates*")
+    (own,) = run.glob("certificates-*")
     client = pair.client("one")
     for address in (client.scheduler.address, *client.nthreads()):
         assert greeting(address, client_context(own))
@@ -238,7 +238,7 @@ def test_only_the_run_can_connect(pair: Cluster, run: Path, tmp_path: Path) -> N
 
 def test_certificates_are_private(run: Path, pair: Cluster) -> None:
     """Nobody else can look into the folder of the certificates, or read the key."""
-    (folder,) = run.glob("certificates*")
+    (folder,) = run.glob("certificates-*")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
 
@@ -444,10 +444,10 @@ def test_end_of_an_orphaned_run(slurm: Slurm, tmp_path: Path) -> None:
         assert driver.stdout.readline() == "ready\n"
         stop(slurm, job_name(tmp_path))
         driver.kill()
-    assert list(tmp_path.glob("certificates*/key.pem"))
+    assert list(tmp_path.glob("certificates-*/key.pem"))
     assert slurm.jobs(name=job_name(tmp_path))
     end(tmp_path, queue=QUEUES["slurm"])
-    assert not list(tmp_path.glob("certificates*"))
+    assert not list(tmp_path.glob("certificates-*"))
     until(lambda: not slurm.jobs(name=job_name(tmp_path)), what="an empty queue")
 
 
@@ -479,7 +479,7 @@ def test_killed_driver(slurm: Slurm, tmp_path: Path) -> None:
         assert driver.stdout.readline() == "ready\n"
         stop(slurm, job_name(tmp_path))
         driver.kill()
-    (key,) = tmp_path.glob("certificates*/key.pem")
+    (key,) = tmp_path.glob("certificates-*/key.pem")
     old = slurm.jobs(name=job_name(tmp_path))
     assert old
     with launched(slurm, tmp_path, profile(), jobs=1) as cluster:
