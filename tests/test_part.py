@@ -9,6 +9,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from alphasweep.kernels.descent import Outcome, descend
+from alphasweep.kernels.flow import flow
 from alphasweep.kernels.hessian import Eigenpairs, lowest_eigenpairs
 from alphasweep.kernels.instance import draw_instance, uniform_starts
 from alphasweep.kernels.loss import Array, IntensityLoss
@@ -24,20 +25,31 @@ DOCUMENT: dict[str, Any] = TINY | {
     "root_seed": 8,
     "grid": {"alpha": [2.5], "N": [9], "seed": [1, 2], "start": STARTS},
     "problem": {"a": 1.5},
-    "descent": {"learning_rate": 0.04, "t_max": 12.0, "recovered_at": 0.9, "trapped_below": 0.02},
     "record": {"times": [0.41]},
     "probe": {"times": [0.0, 1.0, 2.0], "modes": 3},
 }
-STEPS = [0, 10, 25, 50, 300]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gd": {"learning_rate": 0.04, "trapped_below": 0.02},
+    "flow": {"tolerance": 2e-3, "rest_within": 0.02},
+}
+RECORD = {"gd": [0, 10, 25, 50, 300], "flow": [0.0, 0.41, 1.0, 2.0, 12.0]}
 PROBED = (0, 2, 3)  # of these
 
 
-def answer(seed: int, signal: Any, precision: Any) -> dict[str, Any]:
+def sweep_by(method: str, signal: str = "planted", precision: str = "float32") -> Sweep:
+    """Return the sweep by a method of the descent."""
+    ends = {"t_max": 12.0, "recovered_at": 0.9, "precision": precision}
+    problem = DOCUMENT["problem"] | {"signal": signal}
+    descent = SETTINGS[method] | ends | {"method": method}
+    return Sweep.from_document(DOCUMENT | {"problem": problem, "descent": descent})
+
+
+def answer(method: str, seed: int, signal: Any, precision: Any) -> dict[str, Any]:
     """Ask the kernels what the cell of a seed is."""
     instance = draw_instance(8, 9, seed, M=22, signal=signal, precision=precision)
     starts = uniform_starts(8, 9, seed, STARTS, precision=precision)
     loss, pairs = IntensityLoss(1.5), list[Eigenpairs]()
-    values, overlaps = np.full((2, len(STEPS), 3), np.nan)
+    values, overlaps = np.full((2, len(RECORD[method]), 3), np.nan)
 
     def probe(k: int, w: Array) -> None:
         if k in PROBED:
@@ -46,15 +58,14 @@ def answer(seed: int, signal: Any, precision: Any) -> dict[str, Any]:
             values[k] = pairs[-1].values
             overlaps[k] = pairs[-1].signal_overlap(instance.w_star)
 
-    run = descend(
+    run = {"gd": descend, "flow": flow}[method](
         instance,
         starts,
         loss=loss,
-        learning_rate=0.04,
-        record=STEPS,
+        record=RECORD[method],
         recovered_at=0.9,
-        trapped_below=0.02,
         probe=probe,
+        **SETTINGS[method],
     )
     recovered = run.outcome == Outcome.RECOVERED
     return vars(run) | {"recovered": recovered, "lambda_min": values, "signal_overlap": overlaps}
@@ -62,22 +73,22 @@ def answer(seed: int, signal: Any, precision: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("signal", ["planted", "null"])
-def test_a_cell_is_the_kernels_own_answer(signal: str, precision: str) -> None:
+@pytest.mark.parametrize("method", SETTINGS)
+def test_a_cell_is_the_kernels_own_answer(method: str, signal: str, precision: str) -> None:
     """Field by field, to the bit, with every setting of the sweep."""
-    problem = DOCUMENT["problem"] | {"signal": signal}
-    descent = DOCUMENT["descent"] | {"precision": precision}
-    sweep = Sweep.from_document(DOCUMENT | {"problem": problem, "descent": descent})
-    for cell, seed in zip(compute(sweep.recipe, Part(2.5, 9, 1, 2)), (1, 2), strict=True):
-        expected = answer(seed, signal, precision)
+    recipe = sweep_by(method, signal, precision).recipe
+    for cell, seed in zip(compute(recipe, Part(2.5, 9, 1, 2)), (1, 2), strict=True):
+        expected = answer(method, seed, signal, precision)
         assert {*expected, "seconds"} == {*cell.dtype.names} == {*COMPUTED}
         for name, value in expected.items():
             np.testing.assert_array_equal(cell[name], np.array(value, cell[name].dtype), name)
         assert cell["seconds"] > 0
 
 
-def test_the_settings_of_that_cell_matter() -> None:
+@pytest.mark.parametrize("method", SETTINGS)
+def test_the_settings_of_that_cell_matter(method: str) -> None:
     """Some of its starts end by each of them."""
-    cells = compute(Sweep.from_document(DOCUMENT).recipe, Part(2.5, 9, 1, 2))
+    cells = compute(sweep_by(method).recipe, Part(2.5, 9, 1, 2))
     ends = {Outcome(int(end)).name for end in cells["outcome"].ravel()}
     assert ends >= {"RECOVERED", "TRAPPED", "UNDECIDED"}
 
