@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -43,6 +44,27 @@ def test_own_modules_of_a_user_are_not_in_the_way(here: Path, options: list[str]
     for arguments in (["script.py"], ["-c", SCRIPT], command):
         words = [sys.executable, *options, *arguments]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_submitted_driver_imports_nothing_of_its_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job that `submit` writes runs where modules lie called as those that are imported."""
+    keep_own_modules(here, "dask", "xarray", "zarr")
+    for name, line in (("sbatch", "cat > job; echo 7"), ("squeue", ":"), ("sinfo", "exit 1")):
+        (here / name).write_text(f"#!/bin/sh\n{line}\n")
+        (here / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
+    size = 'memory = "1 GB"\nwalltime = "1h"\n'
+    text = (
+        f'kind = "slurm"\njobs = 1\n[driver]\n{size}[[classes]]\nname = "one"\nup_to_N = 99\n{size}'
+    )
+    (here / "slurm.toml").write_text(text)
+    command = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
+    subprocess.run([*command, "submit", "tiny.zarr", "--on", "slurm.toml"], check=True)
+    done = subprocess.run(["bash", "job"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tiny: nothing is to be computed" in done.stdout
 
 
 def test_a_checkout_of_our_name_is_not_in_the_way(tmp_path: Path) -> None:
