@@ -13,6 +13,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools.sm_exceptions import ModelWarning
+
+from alphasweep.kernels.problem import LOSSES
+from alphasweep.kernels.rates import recorded_unit
 
 #: With fewer alphas the two parameters of the curve are not tested by anything.
 FEWEST_ALPHAS = 3
@@ -443,7 +447,8 @@ def _end_time(ds: xr.Dataset, read: xr.Dataset) -> xr.DataArray | None:
     settings, time = descent_of(ds), read.get("end_time")
     if "steps" not in read or settings.get("method", "gd") != "gd":
         return time
-    by_steps = read["steps"] * settings["learning_rate"]
+    rate = settings["learning_rate"]
+    by_steps = read["steps"] * (ds["learning_rate"] if rate == "auto" else rate)
     return by_steps if time is None else time.fillna(by_steps)
 
 
@@ -603,8 +608,12 @@ def _on_grid(ds: xr.Dataset, time: float) -> float:
     settings = descent_of(ds)
     if settings.get("method", "gd") != "gd":
         return time
-    rate = float(settings["learning_rate"])
-    return rate * round(time / rate)
+    rate = settings["learning_rate"]
+    if rate == "auto":
+        kind = LOSSES[settings["loss"]]
+        loss = kind(**{field.name: settings[field.name] for field in fields(kind)})
+        rate = recorded_unit(loss, settings["t_max"])
+    return float(rate * round(time / rate))
 
 
 def _bounded(count: xr.Dataset, confidence: float, settled_at: float) -> _Fit:

@@ -120,6 +120,8 @@ class Study:
         rate = self.descent.get("learning_rate")
         if rate is None or self.descent.get("method", "gd") != "gd":
             return f"{said}: they say nothing of the threshold."
+        if rate == "auto":
+            return f'{said} at what learning_rate = "auto" chose: give a number below it.'
         N = int(self.ds["N"][(self.outcomes["diverged"] > 0).values].max())
         alpha = float(self.ds["alpha"].min())
         stable = stable_learning_rate(self.descent, N=N, alpha=alpha)

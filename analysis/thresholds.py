@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq
 
-from alphasweep.kernels.instance import measurements
 from alphasweep.kernels.loss import IntensityLoss
+from alphasweep.kernels.rates import stable_rate
 
 #: Distance of the nodes in log z. The error falls like exp(-const/STEP), whatever ``a`` is:
 #: 2e-8 at 0.2, 2e-11 at 0.15, below 1e-12 at 0.1.
@@ -94,44 +94,16 @@ def threshold_of(settings: Mapping[str, Any]) -> float | None:
     return alpha_bbp_init(settings["a"]) if kinds == ("intensity", "gaussian", "uniform") else None
 
 
-def stable_learning_rate(
-    settings: Mapping[str, Any], *, N: int, alpha: float, draws: int = 64
-) -> float | None:
-    """2 / (largest eigenvalue of hess L) at a random start; None where it is not known.
+def stable_learning_rate(settings: Mapping[str, Any], *, N: int, alpha: float) -> float | None:
+    """`kernels.rates.stable_rate` of a sweep; None where it is not known.
 
     Parameters
     ----------
     settings
         What `analysis.recovery.descent_of` returned. The start is known where `threshold_of` is.
     N, alpha
-        The smallest alpha and the largest N of a sweep have the largest eigenvalue.
-    draws
-        Of random labels; the median over them is taken.
-
-    Returns
-    -------
-    float
-        The rate above which the descent is unstable at half of the starts. A start may get over it
-        to where the curvature is smaller.
-
-    Notes
-    -----
-    The upper edge of (N/M) X^T diag(t) X for the empirical measure of t = ell'', which has the
-    largest t of its M labels as an atom: min over s > max t of s (1/alpha + E[t / (s - t)]). At
-    N = 64 and 256 it is within a factor of 1.5 of the eigenvalue of a matrix with the same labels.
+        The smallest alpha and the largest N of a sweep have the smallest rate.
     """
     if threshold_of(settings) is None:
         return None
-    loss, M = IntensityLoss(settings["a"]), measurements(alpha, N)
-    rng = np.random.default_rng(0)
-    edges = []
-    for _ in range(draws):
-        t = loss.second(*rng.standard_normal((2, M)))
-        most = t.max()
-
-        def edge(log_gap: float, t: Any = t, most: float = most) -> float:
-            s = most * (1 + math.exp(log_gap))
-            return float(s * (N / M + np.mean(t / (s - t))))
-
-        edges.append(minimize_scalar(edge, bounds=(-16.0, 6.0), method="bounded").fun)
-    return 2 / float(np.median(edges))
+    return stable_rate(IntensityLoss(settings["a"]), alpha, N)

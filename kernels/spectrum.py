@@ -77,19 +77,7 @@ def spectrum(y_hat: Array, y: Array, *, loss: Loss, N: int, mu: Array) -> Spectr
     def position(s: Array, q: Array) -> Array:
         return np.asarray(-(s * (inverse_alpha + q.mean(axis=0))) - mu)
 
-    def edge(s: Array) -> tuple[Array, Array]:
-        # E[q^2]^(-1/2) is nearly linear in s, so Newton needs a handful of steps.
-        q = t / (s - t)
-        second = np.einsum("mr,mr->r", q, q) / M
-        third = np.einsum("mr,mr,mr->r", q, q, q) / M
-        value = second**-0.5 - inverse_alpha**-0.5
-        return value, second**-1.5 * (second + third) / s
-
-    top = np.maximum(t.max(axis=0), 0.0)
-    scale = np.sqrt(np.square(t).mean(axis=0))
-    floor = top + 1e-12 * scale
-    guess = top + inverse_alpha**-0.5 * scale
-    s_edge = _increasing_root(edge, floor, guess)
+    s_edge = _edge(t, inverse_alpha)
     q = t / (s_edge - t)
     bulk_edge = position(s_edge, q)
 
@@ -117,6 +105,38 @@ def spectrum(y_hat: Array, y: Array, *, loss: Loss, N: int, mu: Array) -> Spectr
         excess = q2.mean(axis=0) - inverse_alpha
         overlap[exists] = excess / (excess - (y2 @ q2) / M)
     return Spectrum(bulk_edge, outlier, overlap)
+
+
+def upper_edge(t: Array, N: int) -> Array:
+    """Largest eigenvalue of ``(N/M) X^T diag(t) X`` at large N, for t (M, R) independent of X.
+
+    Returns
+    -------
+    (R,), float64
+        lambda(s_e), see above; of ``hess L`` with ``t = ell''``.
+    """
+    t = t.astype(np.float64)
+    s = _edge(t, N / len(t))
+    return np.asarray(s * (N / len(t) + (t / (s - t)).mean(axis=0)))
+
+
+def _edge(t: Array, inverse_alpha: float) -> Array:
+    """Position s_e (R,) of the upper edge for t (M, R)."""
+    M = len(t)
+
+    def edge(s: Array) -> tuple[Array, Array]:
+        # E[q^2]^(-1/2) is nearly linear in s, so Newton needs a handful of steps.
+        q = t / (s - t)
+        second = np.einsum("mr,mr->r", q, q) / M
+        third = np.einsum("mr,mr,mr->r", q, q, q) / M
+        value = second**-0.5 - inverse_alpha**-0.5
+        return value, second**-1.5 * (second + third) / s
+
+    top = np.maximum(t.max(axis=0), 0.0)
+    scale = np.sqrt(np.square(t).mean(axis=0))
+    floor = top + 1e-12 * scale
+    guess = top + inverse_alpha**-0.5 * scale
+    return _increasing_root(edge, floor, guess)
 
 
 def _increasing_root(

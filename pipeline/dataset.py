@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.instance import measurements
 from alphasweep.pipeline.recipe import Recipe
 
 MISSING, DONE, FAILED = range(3)
@@ -115,7 +116,19 @@ KEPT: dict[str, Variable] = {
     "status": Variable(GRID, "int8", "what is known of the cell", fill=0, attrs=_flags(STATUS)),
 }
 
-MEASUREMENTS = Variable(GRID[:2], "int64", "number of measurements M = round(alpha N)", fill=-1)
+# Of every alpha and N, with what gives its values.
+OF_PAIRS: dict[str, tuple[Variable, Callable[[Recipe, float, int], float]]] = {
+    "measurements": (
+        Variable(GRID[:2], "int64", "number of measurements M = round(alpha N)", fill=-1),
+        lambda recipe, alpha, N: measurements(alpha, N),
+    ),
+    "learning_rate": (
+        Variable(GRID[:2], "float64", "time of a step, as learning_rate = auto chose it", _TIME),
+        lambda recipe, alpha, N: recipe.descent.at(recipe.problem.loss, alpha, N).own[
+            "learning_rate"
+        ],
+    ),
+}
 
 # long_name and units of the coordinates.
 COORDINATES: dict[str, tuple[str, str]] = {
@@ -147,6 +160,12 @@ def cell_variables(recipe: Recipe) -> dict[str, Variable]:
         if all(AXES[axis](recipe).size for axis in variable.dims[len(GRID) :])
     }
     return computed | KEPT
+
+
+def pair_variables(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names in `OF_PAIRS` that a recipe needs."""
+    is_auto = recipe.descent.own.get("learning_rate") == "auto"
+    return tuple(name for name in OF_PAIRS if is_auto or name != "learning_rate")
 
 
 def cell_dtype(recipe: Recipe) -> np.dtype[Any]:

@@ -30,14 +30,14 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from alphasweep.kernels.instance import measurements
 from alphasweep.pipeline.dataset import (
     AXES,
     COORDINATES,
     GRID,
-    MEASUREMENTS,
+    OF_PAIRS,
     Variable,
     cell_variables,
+    pair_variables,
 )
 from alphasweep.pipeline.files import copy, replace_text, sync
 from alphasweep.pipeline.messages import SweepError
@@ -138,9 +138,7 @@ def widen(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: Non
     }
     cells = attributes["cell_variables"]
     before = {name: _spelling(meta) for name, meta in _arrays(root).items()}
-    moving = {
-        name for name in before if name in (*GRID, "measurements") or (moved and name in cells)
-    }
+    moving = {name for name in before if name in (*GRID, *OF_PAIRS) or (moved and name in cells)}
     after = {name: _other(at) if name in moving else at for name, at in before.items()}
     building = _beside(path)
     try:
@@ -484,8 +482,10 @@ def _write_group(
         create(name, coordinate, whole=True)[...] = values
     for name, variable in variables.items():
         create(name, variable, whole=False)
-    table = [[measurements(alpha, N) for N in grid.N] for alpha in grid.alpha]
-    create("measurements", MEASUREMENTS, whole=True)[...] = np.array(table)
+    for name in pair_variables(recipe):
+        variable, value = OF_PAIRS[name]
+        table = [[value(recipe, alpha, N) for N in grid.N] for alpha in grid.alpha]
+        create(name, variable, whole=True)[...] = np.array(table)
     with warnings.catch_warnings():
         # "Consolidated metadata is not yet part of Zarr 3": readers have it, and need it for speed.
         warnings.filterwarnings("ignore", message="Consolidated metadata")

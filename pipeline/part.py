@@ -72,7 +72,7 @@ def compute(recipe: Recipe, part: Part) -> Cells:
 
 def _compute_cell(recipe: Recipe, alpha: float, N: int, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
-    problem, settings = recipe.problem, recipe.descent
+    problem, settings = recipe.problem, recipe.descent.at(recipe.problem.loss, alpha, N)
     M, precision = measurements(alpha, N), settings.precision
     instance = problem.instance(recipe.root_seed, N, seed, M=M, precision=precision)
     starts = problem.starts(recipe.root_seed, N, seed, recipe.start, precision=precision)
@@ -81,7 +81,7 @@ def _compute_cell(recipe: Recipe, alpha: float, N: int, seed: int) -> dict[str, 
         instance,
         starts,
         loss=problem.loss,
-        record=recipe.steps,
+        record=[settings.count(problem.loss, time) for time in recipe.times.tolist()],
         recovered_at=settings.recovered_at,
         probe=probe if recipe.probe_steps else None,
         **settings.own,

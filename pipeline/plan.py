@@ -87,7 +87,7 @@ class Speed:
         return (
             self.cell
             + M * N * self.entry
-            + recipe.descent.round_trips(N) * step
+            + recipe.descent.round_trips(recipe.problem.loss, alpha, N) * step
             + len(recipe.steps) * record
             + len(recipe.probe_steps) * probe
         )

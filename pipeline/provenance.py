@@ -17,7 +17,7 @@ import numpy as np
 import scipy
 from threadpoolctl import threadpool_info
 
-from alphasweep.pipeline.dataset import KEPT, cell_variables
+from alphasweep.pipeline.dataset import KEPT, OF_PAIRS, cell_variables, pair_variables
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.recipe import Recipe
 from alphasweep.pipeline.sections import as_problem_table
@@ -38,6 +38,7 @@ _BEFORE = {"loss": "intensity", "sensing": "gaussian", "start": "uniform", "meth
 # A few steps with the settings of a recipe. Stores hold what they gave, so these are for ever.
 _OWN = Part(alpha=4.0, N=32, first_seed=0, last_seed=0)
 _STEPS = (0, 1, 3)
+_PAIRS = ((1.5, 32), (3.0, 128), (6.0, 512), (4.0, 2048))  # whose learning_rate = "auto" is held
 _STARTS = (0, 1)
 # Another BLAS, or another processor, sums in another order; a few steps do not amplify that much.
 _ROUNDING = {"float32": 1e-4, "float64": 1e-10}
@@ -162,6 +163,9 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     small = replace(recipe, start=_STARTS, steps=_STEPS, probe_steps=(), modes=0)
     found = _values(small, _OWN)
     method = recipe.descent.method
+    if "learning_rate" in pair_variables(recipe):
+        _, rate = OF_PAIRS["learning_rate"]
+        found["steps a unit of time"] = [1 / rate(recipe, alpha, N) for alpha, N in _PAIRS]
     for name, (part, starts, settings) in _RUNS.items():
         descent = settings["descent"] | {"method": method} | _OF_METHOD.get(method, {})
         grid = {"alpha": [part.alpha], "N": [part.N], "seed": [*part.seeds], "start": starts}

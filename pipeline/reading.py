@@ -13,7 +13,7 @@ import xarray as xr
 from alphasweep.kernels.descent import Outcome
 from alphasweep.kernels.instance import measurements
 from alphasweep.pipeline import layout
-from alphasweep.pipeline.dataset import AXES, DONE
+from alphasweep.pipeline.dataset import AXES, DONE, pair_variables
 from alphasweep.pipeline.spec import Sweep
 from alphasweep.pipeline.store import Store, StoreError
 
@@ -88,7 +88,7 @@ def open_sweep(path: str | Path) -> xr.Dataset:
             is_done=_labelled(is_done, "whether the cell is done"),
             abs_overlap=_labelled(abs(computed.overlap), "absolute value of overlap"),
         )
-        .set_coords("measurements")
+        .set_coords(pair_variables(sweep.recipe))
         .assign_coords(
             alpha_used=_labelled(computed.measurements / computed.N, "M/N that was used"),
             log_N=_labelled(np.log(computed.N), "natural logarithm of N"),

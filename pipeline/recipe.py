@@ -24,8 +24,8 @@ class Recipe:
     problem : Problem
     descent : Descent
     steps, probe_steps : tuple of float
-        Counts of the method, steps of gd and times of flow, at which the series are recorded, from
-        0 to the last one, and at which the Hessian is probed, a subset.
+        Counts of the method (`Descent.count`), steps of gd and times of flow, at which the series
+        are recorded, from 0 to the last one, and at which the Hessian is probed, a subset.
     modes : int
         Eigenpairs of a probe; 0 without probes.
     """
@@ -40,5 +40,5 @@ class Recipe:
 
     @property
     def times(self) -> npt.NDArray[np.float64]:
-        """Physical times of `steps`, of gd learning_rate * step, shape (len(steps),)."""
-        return self.descent.unit * np.array(self.steps, dtype=np.float64)
+        """Physical times of `steps`, shape (len(steps),)."""
+        return self.descent.unit(self.problem.loss) * np.array(self.steps, dtype=np.float64)

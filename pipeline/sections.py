@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
@@ -16,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationInfo,
     create_model,
     field_validator,
@@ -24,6 +26,7 @@ from pydantic import (
 from alphasweep.kernels.flow import round_trips
 from alphasweep.kernels.loss import Loss
 from alphasweep.kernels.problem import LOSSES, SENSINGS, STARTS, Problem
+from alphasweep.kernels.rates import recorded_unit, safe_rate
 from alphasweep.pipeline.words import shown
 
 _MOST = 2**32 - 1  # a word of the name of a random stream, see kernels.instance
@@ -179,22 +182,35 @@ class Descent(Section):
         return name
 
     @property
-    def own(self) -> dict[str, float]:
+    def own(self) -> dict[str, Any]:
         """The settings of the method, by name."""
         return {key: value for key, value in self if key not in Descent.model_fields}
 
-    @property
-    def unit(self) -> float:
-        """Physical time of what the method counts when it records: here of time itself."""
+    def at(self, loss: Loss, alpha: float, N: int) -> Descent:
+        """Return the settings of the runs at one alpha and N, all of them numbers."""
+        return self
+
+    def unit(self, loss: Loss) -> float:
+        """Physical time of what is counted when it is recorded: here of time itself."""
         return 1.0
 
-    def count(self, time: float) -> float:
+    def count(self, loss: Loss, time: float) -> float:
         """Return the count, in `unit`, at which what is asked at a physical time is recorded."""
         return time
 
-    def round_trips(self, N: int) -> float:
+    def round_trips(self, loss: Loss, alpha: float, N: int) -> float:
         """Return how often the gradient is evaluated until t_max: once a count."""
-        return self.count(self.t_max)
+        return self.at(loss, alpha, N).count(loss, self.t_max)
+
+
+def _read_rate(value: object) -> object:
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f'must be numeric, or "auto"; got {shown(value)}')
+    if not 0 < value < math.inf:
+        raise ValueError(f"must be finite and > 0; got {shown(value)}")
+    return float(value)
 
 
 class GradientDescent(Descent):
@@ -202,23 +218,32 @@ class GradientDescent(Descent):
 
     Attributes
     ----------
-    learning_rate : float
-        Physical time of one step, in (0, t_max].
+    learning_rate : float or "auto"
+        Physical time of one step, in (0, t_max]; "auto" is `kernels.rates.safe_rate` of each alpha
+        and N, and what is recorded is at multiples of `kernels.rates.recorded_unit`.
     trapped_below : float
         Speed |P grad L| / sqrt(N) below which a start is trapped, >= 0; 0 means never.
     """
 
-    learning_rate: _Positive
+    learning_rate: Annotated[float | Literal["auto"], PlainValidator(_read_rate)]
     trapped_below: float = Field(default=1e-3, ge=0)
 
-    @property
-    def unit(self) -> float:
-        """Physical time of one step."""
-        return self.learning_rate
+    def at(self, loss: Loss, alpha: float, N: int) -> Descent:
+        """Return the settings of the runs at one alpha and N, whose learning_rate is a number."""
+        if self.learning_rate != "auto":
+            return self
+        rate = min(safe_rate(loss, alpha, N), self.unit(loss))
+        return self.model_copy(update={"learning_rate": rate})
 
-    def count(self, time: float) -> int:
-        """Return the step nearest to a physical time."""
-        return round(time / self.learning_rate)
+    def unit(self, loss: Loss) -> float:
+        """Physical time of one step, or of what is so many steps at each alpha and N."""
+        if self.learning_rate != "auto":
+            return self.learning_rate
+        return recorded_unit(loss, self.t_max)
+
+    def count(self, loss: Loss, time: float) -> int:
+        """Return the multiple of `unit` nearest to a physical time."""
+        return round(time / self.unit(loss))
 
 
 class GradientFlow(Descent):
@@ -236,7 +261,7 @@ class GradientFlow(Descent):
     tolerance: float = Field(default=1e-3, gt=0, le=0.1)
     rest_within: float = Field(default=0.01, ge=0)
 
-    def round_trips(self, N: int) -> float:
+    def round_trips(self, loss: Loss, alpha: float, N: int) -> float:
         """As they were measured: `kernels.flow.round_trips`."""
         return round_trips(N, self.t_max, self.tolerance)
 

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -118,7 +118,7 @@ class Sweep(Table):
 
         Steps ascend, 0 and that of t_max among them; times closer than a step fall together.
         """
-        step = self.descent.count
+        step = partial(self.descent.count, self.problem.loss)
         probe_steps = {step(t) for t in self.probe.times} if self.probe else set()
         times = (0.0, *self.record.times, self.descent.t_max)
         return Recipe(
@@ -140,7 +140,7 @@ def _across(
     rate = known.get(("descent", "learning_rate"), t_max)
     smallest = min(known.get(("grid", "N"), [math.inf]))
     modes = known.get(("probe", "modes"), 0)
-    if t_max < math.inf and not 1 <= t_max / rate <= _MAX_STEPS:
+    if rate != "auto" and t_max < math.inf and not 1 <= t_max / rate <= _MAX_STEPS:
         rule = f"must reach t_max = {t_max:g} in 1 to {_MAX_STEPS} steps"
         yield ("descent", "learning_rate"), f"{rule}; got {rate:g}"
     if modes >= smallest:

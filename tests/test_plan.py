@@ -380,9 +380,10 @@ def test_runs_of_flow_are_counted_until_they_end() -> None:
 
     def trips(N: int, **changes: float) -> float:
         descent = document["descent"] | {"t_max": 20.0} | changes
-        return Sweep.from_document(document | {"descent": descent}).descent.round_trips(N)
+        sweep = Sweep.from_document(document | {"descent": descent})
+        return sweep.descent.round_trips(sweep.problem.loss, 4.0, N)
 
     assert trips(64, t_max=1e3) == trips(64, t_max=1e4) < trips(512, t_max=1e4)
     assert trips(64) == trips(512) < trips(512, t_max=100.0)
     assert trips(64, tolerance=1e-2) < trips(64) < trips(64, tolerance=1e-4)
-    assert tiny().descent.round_trips(8) == 100
+    assert tiny().descent.round_trips(tiny().problem.loss, 4.0, 8) == 100
