@@ -20,25 +20,27 @@ from alphasweep.pipeline.drive import Progress
 from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.plan import Plan
 from alphasweep.pipeline.run import Result, RunError, run
-from alphasweep.pipeline.spec import as_document
+from alphasweep.pipeline.spec import load
 from alphasweep.pipeline.status import status
 from alphasweep.pipeline.store import Store, StoreError
-from tests.conftest import bits, fill, parts_of, tiny
+from tests.conftest import bits, fill, keep_own_modules, parts_of, tiny
 from tests.test_local import broken as broken
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).parents[1]
 # Without a guard: who imports it runs it.
 SCRIPT = """
 from pathlib import Path
-from alphasweep.pipeline.run import run
-from alphasweep.pipeline.spec import Sweep
+
+import alphasweep
+from alphasweep.analysis.figures import FIGURES
 
 with Path("begun").open("a") as file:
     file.write("once")
-result = run(Sweep.from_document({document!r}), "tiny.zarr", workers=2)
-assert result.complete and result.computed == 12, result
+result = alphasweep.run("quick", workers=2)
+assert result.complete and result.computed == 32, result
+study = alphasweep.Study(alphasweep.open("quick.zarr"))
+assert all(make(study).axes for make in FIGURES.values())
 """
 
 
@@ -46,7 +48,6 @@ assert result.complete and result.computed == 12, result
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return tmp_path
 
 
@@ -58,32 +59,40 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return bits(store.path)
 
 
-def script() -> str:
-    """Return a script that runs the tiny sweep."""
-    return SCRIPT.format(document=as_document(tiny()))
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Bits of the preset quick, computed without workers."""
+    store, sweep = Store(tmp_path_factory.mktemp("reference") / "quick.zarr"), load("quick")
+    fill(store, sweep, parts_of(sweep))
+    return bits(store.path)
 
 
 # --- where it works ---------------------------------------------------------------------------
 
 
-def test_a_script_without_a_guard(here: Path, reference: dict[str, Any]) -> None:
-    """Its workers do not run it again, nothing is printed, and no process is left."""
-    (here / "script.py").write_text(script())
+def test_a_script_without_a_guard(here: Path, quick: dict[str, Any]) -> None:
+    """Its workers do not run it again, nothing is printed, and no process is left.
+
+    Beside it, and beside the notebook, lie modules of the user's with the names of our folders.
+    """
+    keep_own_modules(here)
+    (here / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "script.py"], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (here / "begun").read_text() == "once"
-    assert bits("tiny.zarr") == reference
+    assert bits("quick.zarr") == quick
 
 
-def test_a_notebook_cell(here: Path, reference: dict[str, Any]) -> None:
+def test_a_notebook_cell(here: Path, quick: dict[str, Any]) -> None:
     """A kernel has an event loop that runs, and no file of its own."""
-    cell = nbformat.v4.new_code_cell(script())
+    keep_own_modules(here)
+    cell = nbformat.v4.new_code_cell(SCRIPT)
     notebook = nbformat.v4.new_notebook(cells=[cell])
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(here)}}).execute()
     assert cell.outputs == []
-    assert bits("tiny.zarr") == reference
+    assert bits("quick.zarr") == quick
 
 
 def test_a_thread(reference: dict[str, Any]) -> None:
@@ -108,7 +117,7 @@ def test_a_queue_can_be_used_in_a_thread() -> None:
         "thread = Thread(target=lambda: found.append(_dask_jobqueue().SLURMCluster))\n"
         "thread.start(); thread.join(); assert found\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_classes_of_workers_on_this_machine(here: Path, reference: dict[str, Any]) -> None:
