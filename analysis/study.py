@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 
 from alphasweep.analysis import recovery, scaling, times
-from alphasweep.analysis.thresholds import stable_learning_rate, threshold_of
+from alphasweep.analysis.thresholds import threshold_of, too_large
 
 #: The first of the times, each twice the one before, at which P and alpha_half are looked at.
 FIRST_TIME = 30.0
@@ -124,11 +124,7 @@ class Study:
             return f'{said} at what learning_rate = "auto" chose: give a number below it.'
         N = int(self.ds["N"][(self.outcomes["diverged"] > 0).values].max())
         alpha = float(self.ds["alpha"].min())
-        stable = stable_learning_rate(self.descent, N=N, alpha=alpha)
-        advice = "lower it" if stable is None else f"{_rounded_down(stable):g} would do"
-        where = f"2 / (largest eigenvalue of the Hessian at the start, N = {N}, alpha = {alpha:g})"
-        advice += "" if stable is None else f", from {where}"
-        return f"{said}, as learning_rate = {rate:g} is too large: {advice}."
+        return f"{said}, as {too_large(self.descent, N=N, alpha=alpha)}."
 
     @cached_property
     def is_void(self) -> bool:
@@ -147,9 +143,3 @@ class Study:
             lines.append(scaling.describe_slopes(self.laws_in_time))
         lines += filter(None, [times.describe(self.growth)])
         return "\n".join(lines)
-
-
-def _rounded_down(number: float) -> float:
-    """The first digit of a number > 0."""
-    digit = 10.0 ** math.floor(math.log10(number))
-    return math.floor(number / digit) * digit

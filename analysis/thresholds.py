@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from alphasweep.kernels import rates
 from alphasweep.kernels.loss import IntensityLoss
-from alphasweep.kernels.rates import stable_rate
 
 #: Distance of the nodes in log z. The error falls like exp(-const/STEP), whatever ``a`` is:
 #: 2e-8 at 0.2, 2e-11 at 0.15, below 1e-12 at 0.1.
@@ -94,16 +94,17 @@ def threshold_of(settings: Mapping[str, Any]) -> float | None:
     return alpha_bbp_init(settings["a"]) if kinds == ("intensity", "gaussian", "uniform") else None
 
 
-def stable_learning_rate(settings: Mapping[str, Any], *, N: int, alpha: float) -> float | None:
-    """`kernels.rates.stable_rate` of a sweep; None where it is not known.
+def too_large(settings: Mapping[str, Any], *, N: int, alpha: float) -> str:
+    """`kernels.rates.too_large` for the learning_rate of a sweep.
 
     Parameters
     ----------
     settings
         What `analysis.recovery.descent_of` returned. The start is known where `threshold_of` is.
     N, alpha
-        The smallest alpha and the largest N of a sweep have the smallest rate.
+        The smallest alpha and the largest N of a sweep have the largest eigenvalue.
     """
+    rate = settings["learning_rate"]
     if threshold_of(settings) is None:
-        return None
-    return stable_rate(IntensityLoss(settings["a"]), alpha, N)
+        return f"learning_rate = {rate:g} is too large: lower it"
+    return rates.too_large(IntensityLoss(settings["a"]), rate, alpha, N)

@@ -24,6 +24,7 @@ _SHARE, _QUANTILE = 0.7, 0.9
 _COARSEST = 0.25
 
 
+@cache
 def stable_rate(loss: Loss, alpha: float, N: int) -> float:
     """2 / (largest eigenvalue of hess L) at a random start, the median over starts.
 
@@ -32,6 +33,18 @@ def stable_rate(loss: Loss, alpha: float, N: int) -> float:
     a factor of 1.4 of that of the eigenvalues of matrices.
     """
     return 2 / float(np.median(_start_curvatures(loss, alpha, N)))
+
+
+def too_large(loss: Loss, rate: float, alpha: float, N: int) -> str:
+    """Say that a learning rate is too large, and which one would do: half of `stable_rate`."""
+    stable = stable_rate(loss, alpha, N)
+    most = min(stable, rate) / 2
+    digit = 10.0 ** math.floor(math.log10(most))
+    return (
+        f"learning_rate = {rate:g} is too large: {math.floor(most / digit) * digit:g} would "
+        f'do, or "auto", as 2 / (largest eigenvalue of the Hessian at the start) is {stable:.2g} '
+        f"at N = {N}, alpha = {alpha:g}"
+    )
 
 
 @cache

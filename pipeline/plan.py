@@ -18,6 +18,7 @@ from alphasweep.kernels.flow import decided_by
 from alphasweep.kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
 from alphasweep.kernels.instance import Instance, measurements
 from alphasweep.kernels.loss import Array
+from alphasweep.kernels.rates import stable_rate, too_large
 from alphasweep.pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
 from alphasweep.pipeline.layout import seeds_per_chunk
 from alphasweep.pipeline.part import Part
@@ -307,6 +308,18 @@ class Plan:
         """Name of the sweep."""
         return self._sweep.name
 
+    @property
+    def unstable(self) -> str:
+        """A sentence on a learning_rate that lets starts diverge, with one that would do; or ""."""
+        grid, problem = self._sweep.grid, self._sweep.problem
+        rate = self._sweep.descent.own.get("learning_rate", "auto")
+        if rate == "auto" or (problem.sensing, problem.start) != ("gaussian", "uniform"):
+            return ""
+        # Where the largest eigenvalue at the start is largest.
+        alpha, N = min(grid.alpha), max(grid.N)
+        is_stable = rate <= stable_rate(problem.loss, alpha, N)
+        return "" if is_stable else f"{too_large(problem.loss, rate, alpha, N)}."
+
     def work(self, sizes: Collection[int] | None = None) -> Iterator[Work]:
         """Yield what is missing at these N (default: all), the longest parts first.
 
@@ -355,8 +368,8 @@ class Plan:
             times starts), ``parts``, ``core_hours_least`` and ``core_hours_most``,
             ``longest_part_seconds``, ``memory_bytes`` of a worker, and ``decided_by``, the time by
             which all but 1 % of the runs end (`kernels.flow`); the same by size in the list
-            ``sizes``, with ``N``; and ``files`` and ``disk_bytes`` (before compression) of the
-            finished store.
+            ``sizes``, with ``N``; ``files`` and ``disk_bytes`` (before compression) of the
+            finished store; and ``unstable``, a sentence if the learning_rate is too large, or "".
         """
         sizes = self._sweep.grid.N
         return {
@@ -370,6 +383,7 @@ class Plan:
             "sizes": [{"N": N, **self.of([N])} for N in sizes],
             "files": self.files,
             "disk_bytes": self.disk,
+            "unstable": self.unstable,
         }
 
     def of(self, sizes: Collection[int]) -> dict[str, Any]:

@@ -186,6 +186,8 @@ def run(
         watch(todo)
         end = None
         if any(todo.parts.values()):
+            if todo.unstable:
+                watch(Doubt(todo.unstable))
             end = _compute(wanted, writer, todo, workers, on, watch)
         # Workers of an earlier driver may have handed in what the plan then left to them.
         writer.collect()

@@ -161,6 +161,8 @@ def show_plan(found: Mapping[str, Any]) -> None:
         "starts that all last to t_max or, of flow, as long as was measured at N = 64 to 512 for "
         "a = 1. Cells like those that were run are predicted by them."
     )
+    if found["unstable"]:
+        warn(found["unstable"])
     if short := [row for row in found["sizes"] if row["decided_by"] > found["t_max"]]:
         say(
             f"t_max = {found['t_max']:g} cuts off runs that are not decided: all but 1 % are by "

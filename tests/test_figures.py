@@ -22,7 +22,9 @@ from alphasweep.analysis import figures, recovery, scaling, times
 from alphasweep.analysis.recovery import alpha_half, recovery_probability
 from alphasweep.analysis.scaling import LAWS, Law, describe, evaluate
 from alphasweep.analysis.study import Study
-from alphasweep.analysis.thresholds import alpha_bbp_init, stable_learning_rate
+from alphasweep.analysis.thresholds import alpha_bbp_init
+from alphasweep.kernels.loss import IntensityLoss
+from alphasweep.kernels.rates import stable_rate
 
 MISSING, DONE, FAILED = 0, 1, 2
 ALPHA = np.array([2.0, 2.5, 3.0, 3.5, 4.0, 5.0])
@@ -338,13 +340,12 @@ def test_more_than_a_hundredth_that_diverged_is_told_with_the_rate_that_would_do
         study = Study(ds.assign(outcome=outcome.where(~lost, 4).assign_attrs(OUTCOMES)))
         assert bool(study.unstable) == told
         assert not study.is_void
-    rate = stable_learning_rate(study.descent, N=128, alpha=2.0)
-    assert rate is not None
+    rate = min(0.03, stable_rate(IntensityLoss(1.0), 2.0, 128))
     said = re.search(
         r"learning_rate = 0.03 is too large: ([\d.e-]+) would do, .* N = 128, alpha", study.unstable
     )
     assert said is not None
-    assert rate / 2 < float(said[1]) <= rate
+    assert rate / 4 < float(said[1]) <= rate / 2
     other = ds.assign_attrs(sweep={"descent": DESCENT | {"a": 1.0, "start": "elsewhere"}})
     whole = Study(other.assign(outcome=(0 * outcome + 4).assign_attrs(OUTCOMES)))
     assert whole.unstable.endswith("learning_rate = 0.03 is too large: lower it.")

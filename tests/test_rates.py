@@ -11,17 +11,26 @@ import pytest
 import xarray as xr
 
 import alphasweep
+from alphasweep.analysis import thresholds
 from alphasweep.analysis.recovery import recovery_probability
 from alphasweep.analysis.study import Study
 from alphasweep.kernels.descent import Outcome, descend
 from alphasweep.kernels.instance import measurements
 from alphasweep.kernels.loss import IntensityLoss
 from alphasweep.kernels.problem import Problem
-from alphasweep.kernels.rates import recorded_unit, safe_rate, stable_rate, time_unit
+from alphasweep.kernels.rates import (
+    recorded_unit,
+    safe_rate,
+    stable_rate,
+    time_unit,
+    too_large,
+)
 from alphasweep.kernels.spectrum import upper_edge
 from alphasweep.pipeline import provenance
 from alphasweep.pipeline.part import Part, compute
+from alphasweep.pipeline.plan import REFERENCE, CostModel, Plan, make_plan
 from alphasweep.pipeline.provenance import fingerprint, other_numbers
+from alphasweep.pipeline.run import Doubt, run
 from alphasweep.pipeline.spec import Sweep, as_document
 from alphasweep.pipeline.store import Store
 from alphasweep.pipeline.verify import verify
@@ -68,8 +77,8 @@ def test_no_start_diverges_at_the_safe_rate_and_most_do_at_16_times_it(
             instance = problem.instance(0, N, seed, M=measurements(alpha, N))
             starts = problem.starts(0, N, seed, range(16))
             step = {"learning_rate": factor * rate, "record": ends}
-            run = descend(instance, starts, loss=problem.loss, **step)
-            diverged.append((run.outcome == Outcome.DIVERGED).mean())
+            end = descend(instance, starts, loss=problem.loss, **step)
+            diverged.append((end.outcome == Outcome.DIVERGED).mean())
     assert diverged[:2] == [0, 0]
     assert np.mean(diverged[2:]) > 0.5
 
@@ -107,7 +116,7 @@ def test_times_are_those_at_which_all_sizes_have_a_step(tmp_path: Path) -> None:
             rate = safe_rate(loss, alpha, N)
             assert rate == ds.learning_rate.sel(alpha=alpha, N=N)
             instance = sweep.problem.instance(1, N, 1, M=measurements(alpha, N))
-            run = descend(
+            alone = descend(
                 instance,
                 sweep.problem.starts(1, N, 1, (0, 1)),
                 loss=loss,
@@ -116,8 +125,8 @@ def test_times_are_those_at_which_all_sizes_have_a_step(tmp_path: Path) -> None:
                 recovered_at=0.9,
             )
             cell = ds.sel(alpha=alpha, N=N, seed=1)
-            np.testing.assert_array_equal(cell.energy, run.energy.astype(np.float32))
-            np.testing.assert_array_equal(cell.recovery_time, run.recovery_time)
+            np.testing.assert_array_equal(cell.energy, alone.energy.astype(np.float32))
+            np.testing.assert_array_equal(cell.recovery_time, alone.recovery_time)
 
 
 def test_a_wider_sweep_changes_no_rate_and_no_bit(tmp_path: Path) -> None:
@@ -192,3 +201,53 @@ def test_auto_is_kept_by_its_name() -> None:
     assert as_document(auto())["descent"]["learning_rate"] == "auto"
     assert Sweep.from_document(as_document(auto())) == auto()
     assert auto(descent={"learning_rate": 1}).descent.own["learning_rate"] == 1.0
+
+
+@pytest.mark.parametrize("a", [0.01, 10.0])
+def test_a_rate_that_is_too_large_is_told_before_anything_runs(
+    a: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By plan and run, where the largest eigenvalue is largest, in the words of the end of a run."""
+
+    def planned(rate: float | str) -> Plan:
+        changed = {"problem": {"a": a}, "descent": {"learning_rate": rate, "t_max": 5.0}}
+        return make_plan(auto(**changed), CostModel(REFERENCE))
+
+    limit = stable_rate(IntensityLoss(a), 2.0, 32)
+    assert planned(0.99 * limit).unstable == planned("auto").unstable == ""
+    told = planned(1.01 * limit).unstable
+    assert told == too_large(IntensityLoss(a), 1.01 * limit, 2.0, 32) + "."
+    assert planned(1.01 * limit).numbers()["unstable"] == told
+    advised = float(told.split("too large: ")[1].split()[0])
+    assert limit / 4 < advised <= limit / 2
+    assert planned(advised).unstable == ""
+    of_end: dict[str, Any] = {
+        "loss": "intensity",
+        "a": a,
+        "sensing": "gaussian",
+        "start": "uniform",
+    }
+    of_end["learning_rate"] = 1.01 * limit
+    assert thresholds.too_large(of_end, N=32, alpha=2.0) + "." == told
+
+    events: list[Any] = []
+
+    def stop(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, Doubt):
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    sweep = auto(problem={"a": a}, descent={"learning_rate": 1.01 * limit})
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep, workers=1, watch=stop)
+    assert [type(event) for event in events] == [Plan, Doubt]
+    assert events[1] == told
+    assert not Store("auto.zarr").status().any()
+
+
+def test_flow_has_no_rate_to_warn_of() -> None:
+    """And its plan says so."""
+    document = SWEEP | {"descent": {"method": "flow", "t_max": 5.0}}
+    flow = make_plan(Sweep.from_document(document), CostModel(REFERENCE))
+    assert flow.unstable == flow.numbers()["unstable"] == ""

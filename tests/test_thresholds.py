@@ -8,10 +8,11 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import erfcx
 
-from alphasweep.analysis.thresholds import alpha_bbp_init, stable_learning_rate
+from alphasweep.analysis.thresholds import alpha_bbp_init, too_large
 from alphasweep.kernels.descent import Outcome, descend
 from alphasweep.kernels.loss import IntensityLoss
 from alphasweep.kernels.problem import Problem
+from alphasweep.kernels.rates import stable_rate
 
 
 @pytest.mark.parametrize(("a", "expected"), [(0.01, 2.8508), (1.0, 1.1349)])
@@ -93,7 +94,7 @@ def test_wrong_a_is_refused_in_words(a: float) -> None:
 
 
 def test_plain_steps_are_stable_at_the_rate_that_is_told_and_not_at_four_times_it() -> None:
-    """At a = 0.1 the template's 0.03 lets nearly all starts diverge; 2 / lambda_max lets none.
+    """At a = 0.1 a rate of 0.03 lets nearly all starts diverge; 2 / lambda_max lets none.
 
     Of 64 starts at N = 64, alpha = 2: 0, 0.12, 0.70, 1 diverge at 1, 2, 4, 8 times that rate.
     Streams are fixed.
@@ -101,8 +102,7 @@ def test_plain_steps_are_stable_at_the_rate_that_is_told_and_not_at_four_times_i
     problem = Problem(IntensityLoss(0.1))
     instance, starts = problem.instance(0, 64, 0, M=128), problem.starts(0, 64, 0, range(16))
     settings = {"loss": "intensity", "a": 0.1, "sensing": "gaussian", "start": "uniform"}
-    rate = stable_learning_rate(settings, N=64, alpha=2.0)
-    assert rate is not None
+    rate = stable_rate(problem.loss, 2.0, 64)
     shares = []
     for factor in (1, 4):
         step = factor * rate
@@ -112,6 +112,11 @@ def test_plain_steps_are_stable_at_the_rate_that_is_told_and_not_at_four_times_i
         shares.append(np.mean(run.outcome == Outcome.DIVERGED))
     assert shares[0] == 0
     assert shares[1] > 0.25
-    assert stable_learning_rate(settings, N=512, alpha=2.0) < rate
-    assert stable_learning_rate(settings | {"a": 1.0}, N=64, alpha=2.0) > 3 * rate
-    assert stable_learning_rate(settings | {"start": "elsewhere"}, N=64, alpha=2.0) is None
+    assert stable_rate(problem.loss, 2.0, 512) < rate
+    assert stable_rate(IntensityLoss(1.0), 2.0, 64) > 3 * rate
+    settings |= {"learning_rate": 0.03}
+    told = too_large(settings, N=64, alpha=2.0)
+    assert rate / 4 < float(told.split("too large: ")[1].split()[0]) <= rate / 2
+    assert told.endswith(f"is {rate:.2g} at N = 64, alpha = 2")
+    unknown = too_large(settings | {"start": "elsewhere"}, N=64, alpha=2.0)
+    assert unknown == "learning_rate = 0.03 is too large: lower it"
