@@ -211,7 +211,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     axis.set_xlim(grid[0], grid[-1])
     _tick_at(axis, np.concatenate([N, N.max() * np.array([2, 4])]))
     axis.set_xlabel(r"dimension $N$ (log scale)")
-    axis.set_ylabel(rf"$\alpha_{{1/2}}$, where $P({_recovery(study.time)}) = 1/2$")
+    axis.set_ylabel(rf"$\alpha_{{1/2}}$: $P({_recovery(study.time)}) = 1/2$")
     title = f"bars and bands: {100 * confidence:g} % intervals"
     figure.legend(loc="outside upper center", ncols=2, title=title, **_TIGHT)
     return figure
@@ -271,7 +271,7 @@ def alpha_half_in_time(study: Study) -> Figure:
     axis.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
     _tick_at(axis, halves["N"].values)
     axis.set_xlabel(r"dimension $N$ (log scale)")
-    axis.set_ylabel(r"$\alpha_{1/2}$, where $P(\mathrm{recovery\ by}\ t) = 1/2$")
+    axis.set_ylabel(r"$\alpha_{1/2}$: $P(\mathrm{recovery\ by}\ t) = 1/2$")
     title = f"bars: {100 * halves.attrs['confidence']:g} % intervals; lines: {LAWS['linear'].tex}"
     figure.legend(loc="outside upper center", ncols=4, title=title, **_TIGHT)
     return figure

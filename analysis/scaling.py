@@ -356,7 +356,8 @@ def _least_squares(law: Law, points: xr.Dataset) -> tuple[Array, Array, float]:
     errors = points["standard_error"].values
     unit = float(np.median(errors))
     with np.errstate(all="ignore"):
-        result = Model(law.function, independent_vars=["N"]).fit(
+        model = Model(law.function, independent_vars=["N"], nan_policy="propagate")
+        result = model.fit(
             points["alpha_half"].values,
             N=points["N"].values.astype(float),
             weights=unit / errors,

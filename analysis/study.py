@@ -40,17 +40,22 @@ class Study:
         """By when runs have to have recovered; inf for in the end."""
         if self.by is not None:
             return float(recovery.times_of(self.ds, self.by))
+        return math.inf if self.is_decided else self.descent["t_max"]
+
+    @cached_property
+    def is_decided(self) -> bool:
+        """Whether at most 1 % of the runs at every N are undecided."""
         undecided = self.outcomes["undecided"] > recovery.NEGLIGIBLE * self.outcomes["runs"]
-        return self.descent["t_max"] if undecided.any() else math.inf
+        return not undecided.any()
 
     @cached_property
     def times(self) -> list[float]:
         """Of `halves`, ascending: 30, 60, 120, ... while runs recover later, t_max, inf.
 
-        Without t_max if no run is undecided: it is then nobody's time.
+        Without t_max where the runs are decided: it is then hardly anybody's time.
         """
         found = {self.time, math.inf}
-        if self.outcomes["undecided"].any():
+        if not self.is_decided:
             found.add(self.descent["t_max"])
         later = self.ds["recovery_time"].where(recovery.is_done(self.ds)).values
         after, time = later[later > 0], FIRST_TIME

@@ -36,8 +36,9 @@ _DAMPING = 2 / 13
 _CLEAR = 1.54
 # The spectral radius is looked at after so many steps, and after each step that was refused.
 _REFRESH, _FIRST_POWERS, _POWERS, _SAFETY = 5, 10, 2, 1.2
-# After a look that proved no rest, the next is when time has grown by this factor.
-_LOOK = 1.25
+# After a look that proved no rest, the next is when time has grown by the first factor; after the
+# second what it saw is forgotten: a start may have left a saddle whose softest mode was nearly 0.
+_LOOK, _FORGET = 1.25, 2.0
 # The first look waits until the way is so much shorter than asked, by how the start slows down:
 # then 9 looks of 10 prove rest. At 1 it is 6 of 10, and a run takes no fewer products; at 0.1 it is
 # all of them, and 9 % more products (alpha = 2 to 3, N = 64 to 512).
@@ -93,8 +94,8 @@ def flow(
     field = Field(instance, loss)
     now = field.at(np.array(starts, dtype=dtype, order="C"))
     t, steps, products, next_record = 0.0, 0, 2, 0
-    # Of each start: how fast it comes to rest, by the last look, and when to look again.
-    settling, look = np.zeros(R), np.ones(R)
+    # Of each start: how fast it comes to rest, by the last look, and when that was.
+    settling, looked = np.zeros(R), np.full(R, 1 / _LOOK)
 
     def note(k: int, W: Array, y_hat: Array, which: Indices) -> None:
         mu = multiplier(y_hat, instance.y, loss)
@@ -192,12 +193,14 @@ def flow(
             # it becomes the lowest eigenvalue, from above. So few looks prove nothing.
             speed = _rms(then.F)
             rate = np.log(_rms(now.F) / speed) / step
-            rate = np.where(settling[running] > 0, settling[running], _WAIT * rate)
-            near = (speed < rest_within * rate) & (t + step >= look[running])
+            age = (t + step) / looked[running]
+            known = (settling[running] > 0) & (age < _FORGET)
+            rate = np.where(known, settling[running], _WAIT * rate)
+            near = (speed < rest_within * rate) & (age >= _LOOK)
             for r in np.flatnonzero(near & ~ended):
                 seen = rest(instance, then.W[:, r], loss=loss)
                 settling[running[r]] = seen.speed / seen.way
-                look[running[r]] = _LOOK * (t + step)
+                looked[running[r]] = t + step
                 if seen.way < rest_within:
                     ended[r] = True
                     end(np.array([r]), Outcome.TRAPPED, then, t + step)

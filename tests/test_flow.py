@@ -262,7 +262,7 @@ def test_fewer_measurements_than_dimensions(alpha: float) -> None:
 
 
 def test_rest_is_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trapped start costs two looks or fewer: how it slows down tells when to look."""
+    """A trapped start costs little more than one: how it slows down tells when to look."""
     looks = []
 
     def look(instance: Instance, w: Array, **settings: Any) -> Rest:
@@ -273,7 +273,23 @@ def test_rest_is_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     trajectory = run(*problem(64, 2.0, 16, precision="float32"), 2000.0)
     trapped = trajectory.outcome == Outcome.TRAPPED
     assert trapped.sum() >= 6
-    assert trapped.sum() <= len(looks) <= 2 * trapped.sum()
+    assert trapped.sum() <= len(looks) <= 1.5 * trapped.sum()
+
+
+def test_what_a_look_saw_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that was seen at a saddle with a mode all but soft ends where it comes to rest."""
+    starts, seen = problem(64, 2.0, 16, precision="float32"), 0
+
+    def look(instance: Instance, w: Array, **settings: Any) -> Rest:
+        nonlocal seen
+        seen += 1
+        found = rest(instance, w, **settings)
+        return Rest(1e-9, found.speed, found.speed / 1e-9) if seen <= 16 else found
+
+    monkeypatch.setattr("alphasweep.kernels.flow.rest", look)
+    trajectory = run(*starts, 4000.0)
+    assert seen > 16
+    assert np.all(trajectory.outcome != Outcome.UNDECIDED)
 
 
 def test_both_methods_say_the_same_of_the_end() -> None:

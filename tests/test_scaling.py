@@ -437,3 +437,12 @@ def test_every_result_is_labelled() -> None:
         for name, variable in result.variables.items():
             assert variable.attrs.get("long_name"), name
             assert variable.attrs.get("units") == "1", name
+
+
+def test_a_law_that_wanders_off_is_not_broken() -> None:
+    """Points that rise once and then stay drive nu beyond all bounds: not told, and no error."""
+    half = points([2.658, 3.045, 2.976, 3.004], [0.11, 0.08, 0.06, 0.09], 64 * 2 ** np.arange(4))
+    laws = fit_log_laws(half)
+    assert not laws["raised"].any()
+    assert laws["note"].sel(law="power").item().startswith("its parameters cannot be told")
+    assert "not fitted" not in describe(laws)
