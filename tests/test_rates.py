@@ -207,7 +207,7 @@ def test_auto_is_kept_by_its_name() -> None:
 def test_a_rate_that_is_too_large_is_told_before_anything_runs(
     a: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By plan and run, where the largest eigenvalue is largest, in the words of the end of a run."""
+    """By plan and run, for the largest eigenvalue, in the words of the end of a run."""
 
     def planned(rate: float | str) -> Plan:
         changed = {"problem": {"a": a}, "descent": {"learning_rate": rate, "t_max": 5.0}}
