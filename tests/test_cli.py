@@ -239,13 +239,15 @@ def test_an_edited_file_extends_its_store(here: Path) -> None:
 
 def test_extend_is_an_edited_file(here: Path) -> None:
     """`extend` adds values on all axes to a store, and `run STORE` computes them."""
+    flow = TINY.replace("learning_rate = 0.03", 'method = "flow"')
+    (here / "tiny.toml").write_text(flow)
     fill(Store("tiny.zarr"), load("tiny.toml"), parts_of(load("tiny.toml"), 4))
     added = alphasweep("extend", "tiny.zarr", "--alpha", "2.5,5", "--N", "10", "--seed", "0:5")
     assert added.returncode == 0, added.stderr
     assert "51 cells were added. Compute them: alphasweep run tiny.zarr" in added.stdout
     done = alphasweep("run", "tiny.zarr")
     assert "51 cells to compute" in done.stdout
-    text = TINY.replace("[2.0, 3.0, 4.0]", "[2.0, 2.5, 3.0, 4.0, 5.0]").replace(
+    text = flow.replace("[2.0, 3.0, 4.0]", "[2.0, 2.5, 3.0, 4.0, 5.0]").replace(
         "[8, 12]", "[8, 10, 12]"
     )
     text = text.replace("seed = { from = 0, to = 3 }", "seed = { from = 0, to = 4 }")
@@ -849,7 +851,7 @@ if not any(word.endswith("alphasweep.cluster.worker") for word in sys.orig_argv)
 def test_a_loss_a_law_and_a_figure_are_entries(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the sweep file through workers to the table, the fits and the pictures."""
     text = TINY.replace("N = [8, 12]", "N = [8, 12, 16]").replace("4.0]", "4.0, 6.0, 9.0]")
-    text = text.replace("a = 1.0", "").replace("learning_rate = 0.03", 'method = "flow"')
+    text = text.replace("a = 1.0\n", "").replace("learning_rate = 0.03", 'method = "flow"')
     text = text.replace("t_max = 3.0", "t_max = 30.0")
     (here / "tiny.toml").write_text(text + '[problem]\nloss = "welsch"\nb = 0.7\n')
     patch(here / "patch", ADDED, monkeypatch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from tests.torture import race, torture
+from tests.torture import Victim, race, torture, write_sweep
 
 pytestmark = pytest.mark.long
 
@@ -19,6 +20,14 @@ def test_kills_at_random_lose_nothing_and_change_nothing(tmp_path: Path) -> None
     Readers see no error and no wrong number meanwhile.
     """
     torture(tmp_path, ROUNDS, SEED, "flow")
+
+
+def test_a_worker_is_found_and_killed(tmp_path: Path) -> None:
+    """It is replaced: the run ends as if nothing had been."""
+    sweep = write_sweep(tmp_path, {"alpha": [2.0], "N": [10], "seed": [0, 1]}, "flow")
+    victim = Victim(tmp_path, "run", sweep, "--workers", "1")
+    assert victim.kill("worker", random.Random(SEED)) == "worker"
+    assert victim.wait() == 0, victim.log.read_text()
 
 
 def test_of_two_drivers_exactly_one_runs(tmp_path: Path) -> None:

@@ -399,14 +399,14 @@ def torture(
     with readers(store.path, whole, cells, begun, 2) as reports:
         for number in range(rounds):
             begun.value += 1
+            whom = STRIKES[number % len(STRIKES)]
             added = growth.grow() if number and rng.random() < 0.4 else {}
-            if added and store.exists() and rng.random() < 0.6:
+            if added and store.exists() and whom != "worker" and rng.random() < 0.6:
                 options = [f"--{k}={','.join(map(str, v))}" for k, v in added.items()]
                 victim = Victim(folder, "extend", str(store.path), *options)
             else:
                 victim = Victim(folder, "run", write_sweep(folder, growth.now, method), *common)
             moment = await_moment(victim, store, rng)
-            whom = STRIKES[number % len(STRIKES)]
             if whom != "suspend":
                 whom = victim.kill(whom, rng)
             else:
