@@ -11,12 +11,19 @@ import xarray as xr
 
 from alphasweep.analysis.recovery import alpha_half, recovery_probability
 from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.loss import IntensityLoss
+from alphasweep.kernels.rates import recorded_unit
 from alphasweep.pipeline.spec import Sweep
 from alphasweep.pipeline.store import Store
 from tests.conftest import fill, parts_of
 
-RATE = 0.03
-METHODS: dict[str, dict[str, Any]] = {"gd": {"learning_rate": RATE}, "flow": {"method": "flow"}}
+METHODS: dict[str, dict[str, Any]] = {
+    "gd": {"learning_rate": 0.03},
+    "auto": {"learning_rate": "auto"},
+    "flow": {"method": "flow"},
+}
+# Of what times are rounded to a multiple.
+UNITS = {"gd": 0.03, "auto": recorded_unit(IntensityLoss(1.0), 6.0), "flow": 0.0}
 
 
 def dataset(path: Path, method: str, t_max: float) -> xr.Dataset:
@@ -45,10 +52,12 @@ def test_a_time_of_a_decided_store_is_a_store_of_that_time(tmp_path: Path, metho
 
     Time t is one at which a run recovers; of plain steps, which round it, a little before or after.
     """
-    long = dataset(tmp_path / "long.zarr", method, 200.0)
+    long, unit = dataset(tmp_path / "long.zarr", method, 200.0), UNITS[method]
     times = np.sort(long.recovery_time.values.ravel())
+    if method == "auto":
+        times = times[times % unit == 0]
     recovered_at = float(times[times.searchsorted(6.0)])
-    for shift in (-0.4 * RATE, 0.4 * RATE) if method == "gd" else (0.0,):
+    for shift in {-0.4 * unit, 0.4 * unit}:
         t = recovered_at + shift
         short = dataset(tmp_path / f"{shift}.zarr", method, t)
         by = (long.recovered == 1) & (long.recovery_time <= recovered_at)
