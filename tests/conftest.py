@@ -38,10 +38,10 @@ ROOMS = ("kernels", "pipeline", "cluster", "analysis")
 def keep_own_modules(folder: Path, *more: str) -> None:
     """Have what a user may have beside a sweep: modules with the names of our folders, or others.
 
-    A module is a file for one name, and a package for the next.
+    They are packages, but for analysis.py.
     """
-    for number, name in enumerate((*ROOMS, *more)):
-        file = folder / (f"{name}/__init__.py" if number % 2 else f"{name}.py")
+    for name in (*ROOMS, *more):
+        file = folder / ("analysis.py" if name == "analysis" else f"{name}/__init__.py")
         file.parent.mkdir(exist_ok=True)
         file.write_text("raise ImportError('of the user, and not meant')\n")
 
