@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,17 @@ class Inbox:
     store_id : str
         Of the store; "" if it was made before stores had one. Then parts have none, either.
     recipe : Recipe
+    digest : str
+        Of the recipe. A worker is told it: it may not know the name of a loss that a script made.
     """
 
     folder: Path
     store_id: str
     recipe: Recipe
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", recipe_digest(self.recipe))
 
     def file(self, part: Part) -> Path:
         """Where a part is handed in."""
@@ -117,12 +123,8 @@ class Inbox:
     def _check(self, origin: dict[str, str]) -> None:
         if origin.get("store_id", "") != self.store_id:
             raise ForeignError("it was computed for another store")
-        if origin and origin["recipe"] != self._digest:
+        if origin and origin["recipe"] != self.digest:
             raise ForeignError("it was computed for another recipe")
-
-    @cached_property
-    def _digest(self) -> str:
-        return recipe_digest(self.recipe)
 
     @cached_property
     def _dtype(self) -> np.dtype[Any]:
@@ -135,7 +137,7 @@ def hand_in(inbox: Inbox, part: Part, cells: Cells) -> None:
 
     It survives the death of any process. A machine that crashes may lose the last second's parts.
     """
-    origin = {"store_id": inbox.store_id, "recipe": inbox._digest, "code": code_version()}
+    origin = {"store_id": inbox.store_id, "recipe": inbox.digest, "code": code_version()}
     text = np.frombuffer(json.dumps(origin).encode(), np.uint8)
     replace(inbox.file(part), lambda file: np.savez(file, cells=cells, origin=text))
 

@@ -16,14 +16,16 @@ from nbclient import NotebookClient
 
 from alphasweep.cluster import worker
 from alphasweep.cluster.queue import ClusterError
+from alphasweep.kernels.problem import LOSSES
 from alphasweep.pipeline.drive import Progress
 from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.plan import Plan
 from alphasweep.pipeline.run import Result, RunError, run
-from alphasweep.pipeline.spec import load
+from alphasweep.pipeline.spec import Sweep, as_document, load
 from alphasweep.pipeline.status import status
 from alphasweep.pipeline.store import Store, StoreError
-from tests.conftest import bits, fill, keep_own_modules, parts_of, tiny
+from tests import losses
+from tests.conftest import bits, fill, keep_own_modules, parts_of, tiny, tiny_flow
 from tests.test_local import broken as broken
 
 pytestmark = pytest.mark.long
@@ -106,6 +108,29 @@ def test_a_thread(reference: dict[str, Any]) -> None:
     assert result.complete
     assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
     assert bits("tiny.zarr") == reference
+
+
+OWN_LOSS = """
+import alphasweep
+from alphasweep.kernels.problem import LOSSES
+from alphasweep.pipeline.spec import Sweep
+
+LOSSES["welsch"] = Welsch
+result = alphasweep.run(Sweep.from_document({document!r}), "tiny.zarr", workers=1)
+assert result.complete, result.failures
+"""
+
+
+def test_a_loss_of_a_script(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a script enters in a table its workers compute, though they do not know it."""
+    document = as_document(tiny_flow()) | {"problem": {"loss": "welsch", "b": 0.7}}
+    text = Path(losses.__file__).read_text() + OWN_LOSS.format(document=document)
+    (here / "script.py").write_text(text)
+    subprocess.run([sys.executable, "script.py"], check=True, timeout=300)
+    monkeypatch.setitem(LOSSES, "welsch", losses.Welsch)
+    sweep, alone = Sweep.from_document(document), Store("alone.zarr")
+    fill(alone, sweep, parts_of(sweep))
+    assert bits("tiny.zarr") == bits("alone.zarr")
 
 
 def test_a_queue_can_be_used_in_a_thread() -> None:
