@@ -23,7 +23,7 @@ from alphasweep.pipeline.dataset import FAILED, MISSING
 from alphasweep.pipeline.files import replace_text
 from alphasweep.pipeline.layout import figures_folder
 from alphasweep.pipeline.messages import SweepError
-from alphasweep.pipeline.plan import Plan, calibrate, make_plan
+from alphasweep.pipeline.plan import Plan, make_plan
 from alphasweep.pipeline.provenance import code_version
 from alphasweep.pipeline.run import (
     SUBMITTED,
@@ -41,7 +41,7 @@ from alphasweep.pipeline.run import (
 from alphasweep.pipeline.run import run as compose
 from alphasweep.pipeline.spec import Sweep, preset_names, template
 from alphasweep.pipeline.status import status as look
-from alphasweep.pipeline.store import Store, StoreError
+from alphasweep.pipeline.store import Store, StoreError, wider_sweep
 from alphasweep.pipeline.sweeps import gains, widened
 from alphasweep.pipeline.terminal import say
 from alphasweep.pipeline.words import between
@@ -296,23 +296,32 @@ def extend(
     seed: Annotated[
         str, typer.Option(help="More values: 7,9, or 8:64 (8 to 63, without the end, as in Python)")
     ] = "",
+    t_max: Annotated[
+        float | None,
+        typer.Option(
+            "--t-max",
+            min=0,
+            callback=_finite,
+            help="A larger t_max: cells in which time ran out are computed again, no others.",
+        ),
+    ] = None,
     other_numbers: MixOption = False,
 ) -> None:
-    """Add values to the axes of a store, anywhere; `run STORE` then computes them.
+    """Add values to the axes of a store, anywhere, or time; `run STORE` then computes them.
 
     A range first:end leaves its end out, unlike { from, to } in a sweep file, which includes it.
     """
     place, asked = Store(store), {"alpha": alpha, "N": N, "seed": seed}
     with _reported_errors():
-        widened(place.sweep(), asked)  # before anything is written, also beside the store
+        # Before anything is written, also beside the store.
+        wider_sweep(place, widened(place.sweep(), asked, t_max))
         with place.lock() as writer:
             before = place.sweep()
-            wanted = widened(before, asked)
-            cells = wanted.cells - before.cells
-            if not cells:
+            wanted = wider_sweep(place, widened(before, asked, t_max))
+            if wanted == before:
                 say(f"Nothing to add: {place.path} has all of these values.")
                 return
-            model = calibrate(wanted.recipe, place)
+            model = cost_model(wanted, place)
             new, old = (make_plan(sweep, model, place) for sweep in (wanted, before))
             least, most = (
                 (sum(more.values()) - sum(less.values())) / 3600
@@ -321,7 +330,10 @@ def extend(
             cost = between(least, most)
             say(f"Adding {gains(before, wanted)}; they take {cost} core-hours.")
             writer.prepare(wanted, mix=other_numbers)
-    say(f"{cells:,} cells were added. Compute them: alphasweep run {_typed(store)}")
+    cells = f"{wanted.cells - before.cells:,} cells were added"
+    if new.again:
+        cells += f", and {new.again:,}, in which time ran out, are to be computed again"
+    say(f"{cells}. Compute them: alphasweep run {_typed(store)}")
 
 
 @app.command()

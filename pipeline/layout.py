@@ -1,4 +1,4 @@
-"""The dataset on disk: a Zarr group for a sweep, and how it grows along alpha, N and seed.
+"""The dataset on disk: a Zarr group for a sweep, and how it grows along alpha, N, seed and time.
 
 Readers trust one file, the root ``zarr.json`` with its consolidated metadata, which is replaced by
 one rename: that is the commit point of every change of shape.
@@ -43,7 +43,7 @@ from alphasweep.pipeline.files import copy, replace_text, sync
 from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.provenance import code_version, fingerprint, machine
 from alphasweep.pipeline.spec import Sweep, as_document
-from alphasweep.pipeline.sweeps import differences
+from alphasweep.pipeline.sweeps import differences, raises_t_max
 
 #: How the names of the folders beside a store end, after the whole name of the store. No store's
 #: name may end so: the folders of two stores would else be one, or one be the other's store.
@@ -125,36 +125,115 @@ def build(
 def widen(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: None) -> None:
     """Make the group at `path` that of a wider sweep, whose axes contain the old ones.
 
-    The metadata of the wider group is built beside it, and comes into force with its root file.
-    Until then nothing has happened for any reader, and one that was killed can be done again.
-    `check` is called before each step that changes what is there; what it raises breaks off.
+    Until its root file comes into force nothing has happened for any reader, and a widening that
+    was killed can be done again. `check` is called before each step that changes what is there;
+    what it raises breaks off.
     """
-    root = read_root(path)
-    attributes = attributes_of(root)
+    attributes = attributes_of(read_root(path))
     old = Sweep.from_document(attributes["sweep"]).grid
     places = {axis: _places(getattr(old, axis), getattr(sweep.grid, axis)) for axis in GRID}
     moved = {
         axis for axis in GRID if not np.array_equal(places[axis], np.arange(len(places[axis])))
     }
-    cells = attributes["cell_variables"]
+    cells = attributes["cell_variables"] if moved else []
+
+    def carry(name: str, building: Path, chunks: list[Path], spelling: str) -> None:
+        if "seed" in moved:
+            _copy_rows(_open(path, name), _open(building, name, "r+"), chunks, places)
+        else:
+            for chunk in chunks:
+                check()
+                os.link(chunk, path / name / _renamed(chunk.name, spelling, places))
+
+    _reshape(path, sweep, (*GRID, *OF_PAIRS), cells, carry, check)
+
+
+def raise_t_max(
+    path: Path,
+    sweep: Sweep,
+    again: npt.NDArray[np.bool_],
+    *,
+    check: Callable[[], object] = lambda: None,
+) -> None:
+    """Make the group at `path` that of a sweep which `raises_t_max`, and blank some of its cells.
+
+    They read as missing from then on, in every variable; all others keep every bit. Records at
+    times that the sweep no longer has, which can only be the old t_max, go; at new ones, which are
+    later, nothing is known, as of any run after its end. For readers and `check` see `widen`.
+
+    Parameters
+    ----------
+    path : Path
+    sweep : Sweep
+        With the axes of the group.
+    again : (alpha, N, seed)
+        Cells that are to be computed again.
+    """
+    attributes = attributes_of(read_root(path))
+    old, new = Sweep.from_document(attributes["sweep"]).recipe.steps, sweep.recipe.steps
+    _, there, here = np.intersect1d(old, new, return_indices=True)
+    length = attributes["seeds_per_chunk"]
+
+    def carry(name: str, building: Path, chunks: list[Path], spelling: str) -> None:
+        held, becoming = _open(path, name), _open(building, name, "r+")
+        dims = becoming.metadata.dimension_names or ()  # type: ignore[union-attr]
+        for chunk in chunks:
+            i, j, k = _place(chunk)
+            rows = slice(k * length, (k + 1) * length)
+            blank = again[i, j, rows]
+            if not blank.any() and "time" not in dims:
+                check()
+                os.link(chunk, path / name / _spelled(chunk.name, spelling))
+                continue
+            values = np.asarray(held[i, j, rows])
+            if "time" in dims:
+                along = dims.index("time") - 2
+                shape = (*values.shape[:along], len(new), *values.shape[along + 1 :])
+                later = np.full(shape, becoming.fill_value, becoming.dtype)
+                np.moveaxis(later, along, 0)[here] = np.moveaxis(values, along, 0)[there]
+                values = later
+            values[blank] = becoming.fill_value
+            becoming[i, j, rows] = values
+
+    _reshape(path, sweep, ("time",), attributes["cell_variables"], carry, check)
+
+
+def _reshape(
+    path: Path,
+    sweep: Sweep,
+    fixed: Iterable[str],
+    cells: Iterable[str],
+    carry: Callable[[str, Path, list[Path], str], None],
+    check: Callable[[], object],
+) -> None:
+    """Build the metadata of a group that has become another's beside it, and bring them into force.
+
+    Parameters
+    ----------
+    path : Path
+    sweep : Sweep
+    fixed, cells : iterable of str
+        Arrays whose chunks change; those in `cells` get theirs by `carry`.
+    carry : callable
+        Told an array, the group that is built, the chunks that there are, and the spelling of the
+        new ones; it links them into the array's folder, or writes them into the group.
+    check : callable
+        See `widen`.
+    """
+    root = read_root(path)
     before = {name: _spelling(meta) for name, meta in _arrays(root).items()}
-    moving = {name for name in before if name in (*GRID, *OF_PAIRS) or (moved and name in cells)}
+    cells = list(cells)
+    moving = before.keys() & {*fixed, *cells}
     after = {name: _other(at) if name in moving else at for name, at in before.items()}
     building = _beside(path)
     try:
-        _write_group(building, sweep, attributes, after)
+        _write_group(building, sweep, attributes_of(root), after)
         for name in moving:
             for leftover in _chunks(path / name, after[name]):
                 check()
                 leftover.unlink()
         for name in moving.intersection(cells):
-            chunks = _chunks(path / name, before[name])
-            if "seed" in moved:
-                _copy_rows(_open(path, name), _open(building, name, "r+"), chunks, places)
-            else:
-                for chunk in chunks:
-                    check()
-                    os.link(chunk, path / name / _renamed(chunk.name, after[name], places))
+            carry(name, building, _chunks(path / name, before[name]), after[name])
         # By copies, not renames: an array's folder may be a link into another file system.
         copies = {
             chunk: path / name / chunk.name
@@ -189,10 +268,7 @@ def add_variables(
         spellings = {name: _spelling(meta) for name, meta in before.items()}
         _write_group(building, Sweep.from_document(attributes["sweep"]), attributes, spellings)
         new = {n: a for n, a in open_arrays(building, "r+").items() if n not in before}
-        begun = [
-            tuple(map(int, chunk.name.removeprefix("c.").split(".")))
-            for chunk in _chunks(path / "status", spellings["status"])
-        ]
+        begun = [_place(chunk) for chunk in _chunks(path / "status", spellings["status"])]
         for name in names:
             array = new[name]
             for i, j, k in begun:
@@ -213,6 +289,17 @@ def add_variables(
         settle(path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def is_under_way(root: Mapping[str, Any], copy: Mapping[str, Any]) -> bool:
+    """Whether a copy of a root differs from it since `raise_t_max` was killed between the two.
+
+    All chunks are then there under both spellings; in a root that is damaged they have those of
+    the copy.
+    """
+    sweeps = (Sweep.from_document(attributes_of(each)["sweep"]) for each in (root, copy))
+    is_moved = _spelling(_arrays(root)["time"]) != _spelling(_arrays(copy)["time"])
+    return is_moved and raises_t_max(*sweeps)
 
 
 def settle(path: Path) -> None:
@@ -519,18 +606,29 @@ def _chunks(folder: Path, spelling: str) -> list[Path]:
     ]
 
 
+def _place(chunk: Path) -> tuple[int, int, int]:
+    """Where a chunk of a cell variable is, along alpha, N and seed."""
+    i, j, k = map(int, chunk.name.removeprefix("c.").split(".")[:3])
+    return i, j, k
+
+
+def _spelled(chunk: str, spelling: str) -> str:
+    """Name of a chunk in a spelling."""
+    return ("c." if spelling == "default" else "") + chunk.removeprefix("c.")
+
+
 def _renamed(chunk: str, spelling: str, places: Mapping[str, Places]) -> str:
     """Name of an old grid's chunk in the wider grid."""
     i, j, *rest = chunk.removeprefix("c.").split(".")
     key = (str(places["alpha"][int(i)]), str(places["N"][int(j)]), *rest)
-    return ("c." if spelling == "default" else "") + ".".join(key)
+    return _spelled(".".join(key), spelling)
 
 
 def _copy_rows(
     old: Array, new: Array, chunks: Iterable[Path], places: Mapping[str, Places]
 ) -> None:
     """Copy to rows of the wider grid: new seeds between old ones go into the old ones' chunks."""
-    for i, j in {tuple(map(int, c.name.removeprefix("c.").split(".")[:2])) for c in chunks}:
+    for i, j in {_place(chunk)[:2] for chunk in chunks}:
         at = (int(places["alpha"][i]), int(places["N"][j]))
         rows = np.array(new[at])
         rows[places["seed"]] = old[i, j]

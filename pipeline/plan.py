@@ -25,6 +25,7 @@ from alphasweep.pipeline.part import Part
 from alphasweep.pipeline.recipe import Recipe
 from alphasweep.pipeline.spec import Sweep
 from alphasweep.pipeline.store import Block, Store, wider_sweep
+from alphasweep.pipeline.sweeps import raises_t_max
 from alphasweep.pipeline.words import between
 
 SECONDS_PER_PART = 5.0
@@ -264,6 +265,8 @@ class Plan:
     ----------
     cells, done, failed, handed_in : int
         Cells of the sweep; done; failed and left so; in parts that wait for their commit.
+    again : int
+        Of the cells to compute, those in which time ran out before t_max was raised.
     missing, parts : dict
         Cells to compute, and the parts they are cut into, by N.
     seconds, longest : dict
@@ -281,6 +284,7 @@ class Plan:
     done: int
     failed: int
     handed_in: int
+    again: int
     missing: dict[int, int]
     parts: dict[int, int]
     seconds: dict[int, float]
@@ -364,8 +368,9 @@ class Plan:
         -------
         dict
             ``name``, ``t_max``; ``cells`` of the sweep, of which are ``done``, ``handed_in``,
-            ``failed`` (and left so) or ``missing``; for the missing ones their ``runs`` (cells
-            times starts), ``parts``, ``core_hours_least`` and ``core_hours_most``,
+            ``failed`` (and left so) or ``missing``; of the missing ones those that are computed
+            ``again``, since t_max is raised; for the missing ones their ``runs`` (cells times
+            starts), ``parts``, ``core_hours_least`` and ``core_hours_most``,
             ``longest_part_seconds``, ``memory_bytes`` of a worker, and ``decided_by``, the time by
             which all but 1 % of the runs end (`kernels.flow`); the same by size in the list
             ``sizes``, with ``N``; ``files`` and ``disk_bytes`` (before compression) of the
@@ -379,6 +384,7 @@ class Plan:
             "done": self.done,
             "handed_in": self.handed_in,
             "failed": self.failed,
+            "again": self.again,
             **self.of(sizes),
             "sizes": [{"N": N, **self.of([N])} for N in sizes],
             "files": self.files,
@@ -475,7 +481,7 @@ def make_plan(
     whole = wider_sweep(store, sweep) if store else sweep
     per_chunk = store.attributes()["seeds_per_chunk"] if store else seeds_per_chunk(sweep)
     chunk = np.searchsorted(np.array(whole.grid.seed), seeds) // per_chunk
-    status, handed_in = _known(sweep, store)
+    status, handed_in, again = _known(sweep, store)
 
     wanted = (status == MISSING) & ~handed_in
     if retry_failed:
@@ -505,6 +511,7 @@ def make_plan(
         done=int((status == DONE).sum()),
         failed=int(((status == FAILED) & ~wanted).sum()),
         handed_in=int(handed_in.sum()),
+        again=int((again & wanted).sum()),
         missing=by_N(wanted_here.sum(axis=0)),
         parts=by_N(parts),
         seconds=by_N((cost * wanted_here).sum(axis=0)),
@@ -522,28 +529,35 @@ def make_plan(
 
 def lacking(sweep: Sweep, store: Store) -> int:
     """Count the cells of a sweep that are neither done nor failed in its store."""
-    status, _ = _known(sweep, store)
+    status, _, _ = _known(sweep, store)
     return int((status == MISSING).sum())
 
 
-def _known(sweep: Sweep, store: Store | None) -> tuple[npt.NDArray[np.int8], Bools]:
-    """Status of the sweep's cells, and which of the missing ones wait for their commit."""
+def _known(sweep: Sweep, store: Store | None) -> tuple[npt.NDArray[np.int8], Bools, Bools]:
+    """Status of the sweep's cells; which of the missing ones wait for their commit, or were done.
+
+    The latter are to be computed again, since the sweep has a larger t_max than the store.
+    """
     grid = sweep.grid
     status = np.zeros((len(grid.alpha), len(grid.N), len(grid.seed)), np.int8)
-    waiting = np.zeros(status.shape, bool)
+    waiting, again = np.zeros((2, *status.shape), bool)
     if store is None:
-        return status, waiting
-    held = store.sweep().grid
+        return status, waiting, again
+    stored = store.sweep()
+    held = stored.grid
     shared = [np.intersect1d(getattr(grid, axis), getattr(held, axis)) for axis in GRID]
     here = [np.searchsorted(getattr(grid, a), v) for a, v in zip(GRID, shared, strict=True)]
     there = [np.searchsorted(getattr(held, a), v) for a, v in zip(GRID, shared, strict=True)]
     status[np.ix_(*here)] = store.status()[np.ix_(*there)]
+    if raises_t_max(stored, sweep):
+        again[np.ix_(*here)] = store.out_of_time()[np.ix_(*there)]
+        status[again] = MISSING
     seeds = np.array(grid.seed)
     for part in store.parts():
         if part.alpha in grid.alpha and part.N in grid.N:
             i, j = grid.alpha.index(part.alpha), grid.N.index(part.N)
             waiting[i, j] |= (seeds >= part.first_seed) & (seeds <= part.last_seed)
-    return status, waiting & (status != DONE)
+    return status, waiting & (status != DONE), again
 
 
 def _peak_bytes(recipe: Recipe, alpha: float, N: int) -> float:

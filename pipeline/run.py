@@ -174,15 +174,22 @@ def run(
         seconds_per_part=seconds,
         retry_failed=retry_failed,
     )
+    again = 0
     if not place.exists() or wider_sweep(place, wanted) != place.sweep():
         # What does not fit is refused before anything is written.
         foreseen = planned(existing(place))
+        again = foreseen.again
         staff(foreseen, workers, on)
         if on:
             _ask(placement(on, foreseen), on, place, watch)
     with place.lock(wait=wait) as writer:
         writer.prepare(wanted, mix=other_numbers)
         todo = planned(place)
+        if again:
+            watch(
+                f"t_max is raised to {wanted.descent.t_max:g}: {again:,} cells, in which time had "
+                "run out, are computed again"
+            )
         watch(todo)
         end = None
         if any(todo.parts.values()):
@@ -232,8 +239,8 @@ def seconds_per_part(asked: float | None, on: str | Path | None) -> float:
 def cost_model(sweep: Sweep, store: Store) -> CostModel:
     """Measure what the cells of a sweep cost here; refuses the store of another sweep before."""
     there = existing(store)
-    if there:
-        wider_sweep(there, sweep)
+    if there and wider_sweep(there, sweep).descent != there.sweep().descent:
+        there = None  # what ran to a smaller t_max says too little
     return calibrate(sweep.recipe, there)
 
 

@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from alphasweep.kernels.methods import out_of_time
 from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import DONE, FAILED, cell_variables
 from alphasweep.pipeline.files import patient, remove, replace_text, sync
@@ -46,8 +47,8 @@ from alphasweep.pipeline.lease import Lease, LeaseLostError
 from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.part import Part
 from alphasweep.pipeline.provenance import code_version, machine, other_numbers
-from alphasweep.pipeline.spec import Sweep
-from alphasweep.pipeline.sweeps import differences, union
+from alphasweep.pipeline.spec import Sweep, as_document
+from alphasweep.pipeline.sweeps import differences, raises_t_max, union
 
 
 class StoreError(RuntimeError):
@@ -133,6 +134,26 @@ class Store:
     def status(self) -> npt.NDArray[np.int8]:
         """Status of every cell, (alpha, N, seed): 0 missing, 1 done, 2 failed."""
         return np.asarray(layout.open_arrays(self.path)["status"][...])
+
+    def out_of_time(self) -> npt.NDArray[np.bool_]:
+        """Whether a cell is done, and a larger t_max would change it, (alpha, N, seed).
+
+        Raises
+        ------
+        StoreError
+            If the outcomes cannot be read.
+        """
+        sweep, arrays = self.sweep(), layout.open_arrays(self.path)
+        descent, loss = sweep.descent, sweep.problem.loss
+        end = float(sweep.recipe.times[-1])
+        found = np.asarray(self.status() == DONE)
+        for i in np.flatnonzero(found.any(axis=(1, 2))):  # one alpha at a time: a store is large
+            with self._sound_or_told():
+                outcome, steps = (np.asarray(arrays[name][int(i)]) for name in ("outcome", "steps"))
+            settings = [descent.at(loss, sweep.grid.alpha[i], N) for N in sweep.grid.N]
+            last = np.array([each.count(loss, end) for each in settings])[:, None, None]
+            found[i] &= out_of_time(descent.method, outcome, steps, last=last).any(axis=2)
+        return found
 
     def mean_seconds(self) -> npt.NDArray[np.float64]:
         """Mean seconds of a cell, (alpha, N), in the first chunk with any; NaN where none is."""
@@ -258,6 +279,16 @@ class Store:
         finally:
             lease.release()
 
+    @contextmanager
+    def _sound_or_told(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # of Zarr, for a damaged chunk
+            raise StoreError(
+                f"store {self.path} must be sound for t_max to be raised; {error}: "
+                f"alphasweep verify --repair {self.path}."
+            ) from None
+
     def _check_name(self) -> None:
         # os.path: a name may be too long to ask whether there is anything of that name.
         problem = layout.unfit(self._named, self.path)
@@ -360,11 +391,19 @@ class Writer:
             self.check()
             layout.change_attributes(path, **news)
             self._grid = None
-        before = self.store.sweep().cells
-        if wider.cells > before:
+        before = self.store.sweep()
+        if wider.descent != before.descent:
+            again = self.store.out_of_time()
+            held = as_document(wider) | {"grid": as_document(before)["grid"]}
+            with self.store._sound_or_told():
+                layout.raise_t_max(path, Sweep.from_document(held), again, check=self.check)
+            self._grid = None
+            ends = [before.descent.t_max, wider.descent.t_max]
+            self.log("raise", t_max=ends, again=int(again.sum()))
+        if wider.cells > before.cells:
             layout.widen(path, wider, check=self.check)
             self._grid = None
-            self.log("extend", cells=wider.cells - before)
+            self.log("extend", cells=wider.cells - before.cells)
 
     @patient
     def collect(self) -> None:
@@ -646,14 +685,24 @@ class _Grid:
 def wider_sweep(store: Store, sweep: Sweep) -> Sweep:
     """Return the store's sweep with the values of another one added to its axes.
 
+    Its t_max is the larger one.
+
     Raises
     ------
     StoreError
-        If the store was made for a sweep whose numbers are others; the differences are named.
+        If the store was made for a sweep whose numbers are others; the differences are named. Or if
+        its t_max is larger.
     """
     stored = store.sweep()
+    if raises_t_max(sweep, stored):
+        here, there = sweep.descent.t_max, stored.descent.t_max
+        raise StoreError(
+            f"store {store.path} must not have a larger t_max than its sweep; it has {there:g}, "
+            f"and this sweep {here:g}: P(recovery) by t = {here:g} needs no new run, see "
+            f"Study(ds, by={here:g}); to go on, set t_max = {there:g}."
+        )
     wrong = differences(stored, sweep)
-    if wrong:
+    if wrong and not raises_t_max(stored, sweep):
         raise StoreError(
             f"store {store.path} was made for another sweep: {'; '.join(wrong)}: "
             "choose another --store, or set these keys as in the store."

@@ -43,8 +43,31 @@ def differences(old: Sweep, new: Sweep) -> list[str]:
     ]
 
 
+def raises_t_max(old: Sweep, new: Sweep) -> bool:
+    """Whether a sweep differs from another by a larger t_max: decided runs are the same in both.
+
+    Values of alpha, N and seed may differ. What is recorded and probed before the old t_max is the
+    same; what is recorded there, since the runs ended there, need not be recorded by the new one.
+    """
+    before, after = old.recipe, new.recipe
+    last, loss = before.times[-1], old.problem.loss
+    is_later = after.times[-1] > last and before.modes == after.modes
+    if not is_later or old.descent.unit(loss) != new.descent.unit(loss):
+        return False
+    document, earlier = as_document(new), as_document(old)
+    descent = document["descent"] | {"t_max": earlier["descent"]["t_max"]}
+    ends = {"descent": descent, "record": earlier["record"], "probe": earlier["probe"]}
+    return (
+        not differences(old, Sweep.from_document(document | ends))
+        and before.steps[:-1] == tuple(step for step in after.steps if step < before.steps[-1])
+        and before.probe_steps == tuple(s for s in after.probe_steps if s <= before.steps[-1])
+    )
+
+
 def union(old: Sweep, new: Sweep) -> Sweep:
     """Return `old` with the values of both sweeps on its axes alpha, N and seed.
+
+    If the new one raises t_max, its t_max with its times of records and probes are taken over.
 
     Raises
     ------
@@ -56,13 +79,15 @@ def union(old: Sweep, new: Sweep) -> Sweep:
         for axis in ("alpha", "N", "seed")
     }
     document = as_document(old)
+    if raises_t_max(old, new):
+        document |= {key: as_document(new)[key] for key in ("descent", "record", "probe")}
     whole = Sweep.from_document(document | {"grid": document["grid"] | axes})
     if whole.cells > old.cells:
         check_size(whole, "the store with the values of this sweep")
     return whole
 
 
-def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
+def widened(sweep: Sweep, values: Mapping[str, str], t_max: float | None = None) -> Sweep:
     """Add values, as typed, to axes of a sweep.
 
     Parameters
@@ -72,6 +97,8 @@ def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
         By axis, alpha, N or seed: numbers and ranges separated by commas. A range is
         ``first:end`` or ``first:end:step``, as in Python without its end; alpha needs a step.
         Empty adds nothing.
+    t_max : float, optional
+        Instead of the sweep's.
 
     Raises
     ------
@@ -79,6 +106,8 @@ def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
         If a text is none of these, or the sweep would not be valid in a file.
     """
     document = as_document(sweep)
+    if t_max is not None:
+        document["descent"]["t_max"] = t_max
     axes = {axis: [*document["grid"][axis], *_typed_values(axis, values[axis])] for axis in values}
     grid = {axis: sorted(set(added)) for axis, added in axes.items()}
     whole = Sweep.from_document(document | {"grid": document["grid"] | grid}, "extended sweep")
@@ -88,7 +117,7 @@ def widened(sweep: Sweep, values: Mapping[str, str]) -> Sweep:
 
 
 def gains(old: Sweep, new: Sweep) -> str:
-    """Say which values of alpha, N and seed a sweep has that another one has not; "" if none."""
+    """Say which values of alpha, N and seed, and t_max, a sweep has that another one has not."""
     found = []
     for axis in ("alpha", "N", "seed"):
         values = sorted({*getattr(new.grid, axis)} - {*getattr(old.grid, axis)})
@@ -102,6 +131,8 @@ def gains(old: Sweep, new: Sweep) -> str:
         else:
             text = f"{len(values):,} values from {values[0]} to {values[-1]}"
         found.append(f"{axis} {text}")
+    if new.descent.t_max != old.descent.t_max:
+        found.append(f"t_max {new.descent.t_max:g} (before: {old.descent.t_max:g})")
     return "; ".join(found)
 
 

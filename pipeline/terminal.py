@@ -149,6 +149,12 @@ def show_plan(found: Mapping[str, Any]) -> None:
         f"for their commit, {found['failed']:,} failed. The finished store: {found['files']:,} "
         f"files, at most {size(found['disk_bytes'])} (before compression)."
     )
+    if found["again"]:
+        say(
+            f"t_max is raised to {found['t_max']:g}: {found['again']:,} of the missing cells were "
+            "done, but time had run out in them; they are computed again, and all others keep "
+            "every bit."
+        )
     if not found["parts"]:
         say("Nothing is to be computed.")
         return
@@ -310,9 +316,12 @@ def show_status(found: Mapping[str, Any]) -> None:
             f"at {failure['time']}\n{failure['traceback']}"
         )
     for event in found.get("history", []):
-        cells = f", {event['cells']:,} cells" if "cells" in event else ""
+        what = f", {event['cells']:,} cells" if "cells" in event else ""
+        if event["event"] == "raise":
+            before, now = event["t_max"]
+            what = f", t_max from {before:g} to {now:g}, {event['again']:,} cells computed again"
         say(
-            f"{event['time']}  {event['event']:6} by {event['user']} on {event['host']}{cells}, "
+            f"{event['time']}  {event['event']:6} by {event['user']} on {event['host']}{what}, "
             f"code {event['version']}"
         )
     for version, cells in found.get("versions", {}).items():

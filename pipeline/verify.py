@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import DONE, FAILED, STATUS
 from alphasweep.pipeline.inbox import DamagedError, ForeignError
 from alphasweep.pipeline.part import Part
@@ -231,7 +232,7 @@ class _Check:
                 "note",
                 view.path / name,
                 f"{len(snapshot)} chunks, {sum(snapshot):,} bytes, mostly links, kept for readers "
-                "that opened the grid before it was widened",
+                "that opened the grid before it grew",
                 "Repair removes them: do so when no such reader is left",
             )
 
@@ -373,8 +374,8 @@ def compare_with_copy(store: Store, view: View) -> Iterator[Finding]:
         todo = "The next run writes it again"
         yield Finding("copy", "note", file, f"no copy of the root metadata: {error}", todo)
         return
-    if wrong:
-        # They are renewed together, and a change of shape, which may be torn, changes no recipe.
+    if wrong and not layout.is_under_way(view.root, copy):
+        # They are renewed together; else a change of shape, which may be torn, changes no recipe.
         what = f"it is not what its copy {file} says: {'; '.join(wrong)}"
         yield Finding("root", "damage", view.path / "zarr.json", what, "Repair restores the copy")
 
