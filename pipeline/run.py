@@ -36,9 +36,9 @@ from alphasweep.pipeline.words import duration, size
 if TYPE_CHECKING:  # distributed takes a second to load
     from distributed import Client
 
-    from alphasweep.cluster.crew import Crew
     from alphasweep.cluster.placement import Placement
     from alphasweep.cluster.queue import Queue
+    from alphasweep.cluster.workforce import Workforce
     from alphasweep.pipeline.drive import Lane, Progress
 
 _SECONDS_PER_PART_QUEUED = 60.0
@@ -401,18 +401,18 @@ def _compute(
 
     there = _queue(writer, todo, on, watch) if on else _this_machine(todo, workers, watch)
     try:
-        with there as (lanes, crew):
+        with there as (lanes, workforce):
             telling: Callable[[Progress], object] = watch
-            if crew:
-                telling = _telling_why_jobs_wait(watch, crew)
-            return drive(sweep, writer, todo, lanes, watch=telling, workforce=crew)
+            if workforce:
+                telling = _telling_why_jobs_wait(watch, workforce)
+            return drive(sweep, writer, todo, lanes, watch=telling, workforce=workforce)
     except KeyboardInterrupt:
         with suppress(OSError, StoreError):  # the parts stay, and the next run commits them
             writer.collect()
         raise
 
 
-def _telling_why_jobs_wait(watch: Watch, crew: Crew) -> Callable[[Progress], None]:
+def _telling_why_jobs_wait(watch: Watch, workforce: Workforce) -> Callable[[Progress], None]:
     """Also tell why jobs wait: after a minute, and when that changes, once a minute at most."""
     from alphasweep.cluster.slurm import remedy
 
@@ -424,7 +424,7 @@ def _telling_why_jobs_wait(watch: Watch, crew: Crew) -> Callable[[Progress], Non
         watch(where)
         if where.elapsed < quiet_until:
             return
-        for name, state in crew.state().items():
+        for name, state in workforce.state().items():
             reasons = state["reasons"].keys() - {"None", "unknown"}  # it has not looked at them yet
             if reasons and reasons != told.get(name):
                 told[name] = reasons
@@ -472,11 +472,11 @@ def _this_machine(
 @contextmanager
 def _queue(
     writer: Writer, todo: Plan, on: str | Path, watch: Watch
-) -> Iterator[tuple[list[Lane], Crew]]:
-    from alphasweep.cluster.crew import Crew
+) -> Iterator[tuple[list[Lane], Workforce]]:
     from alphasweep.cluster.launch import launch
     from alphasweep.cluster.preflight import preflight, versions
     from alphasweep.cluster.pulse import silences
+    from alphasweep.cluster.workforce import Workforce
     from alphasweep.pipeline.drive import Lane
 
     store, placed = writer.store, placement(on, todo)
@@ -510,19 +510,19 @@ def _queue(
             host = socket.gethostname()
             tunnel = f"ssh -L {port}:127.0.0.1:{port} {host}"
             watch(f"dashboard of {name}: {page} (from elsewhere: {tunnel})")
-        crew = Crew(cluster, jobs, examine)
+        workforce = Workforce(cluster, jobs, examine)
         yield (
             [
                 Lane(
                     cluster.client(name),
                     tuple(placed.sizes.get(name, ())),
-                    partial(crew.workers, name),
-                    partial(crew.want, name),
+                    partial(workforce.workers, name),
+                    partial(workforce.want, name),
                     partial(silences, cluster.client(name)),
                 )
                 for name in jobs
             ],
-            crew,
+            workforce,
         )
 
 

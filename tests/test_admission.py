@@ -42,9 +42,9 @@ def test_what_ends_a_wait(reason: str, ends: str) -> None:
 def test_a_run_tells_why_its_jobs_wait() -> None:
     """After a minute, and when the reasons change; not again while they stay, or flicker."""
     now: dict[str, Any] = {"pending": 2, "reasons": {"None": 2}}
-    crew: Any = SimpleNamespace(state=lambda: {"small": now})
+    workforce: Any = SimpleNamespace(state=lambda: {"small": now})
     seen: list[Any] = []
-    telling = _telling_why_jobs_wait(seen.append, crew)
+    telling = _telling_why_jobs_wait(seen.append, workforce)
 
     def at(elapsed: float, reasons: dict[str, int]) -> str:
         now.update(pending=sum(reasons.values()), reasons=reasons)

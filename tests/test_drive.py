@@ -279,10 +279,10 @@ class Gone:
     tasks: tuple[str, ...]
 
 
-class Crew:
+class Workforce:
     """A workforce that does what a test says at each look."""
 
-    def __init__(self, at_each_look: Callable[[Crew], None]) -> None:
+    def __init__(self, at_each_look: Callable[[Workforce], None]) -> None:
         self.deaths: list[Gone] = []
         self.retired: list[str] = []
         self._look = at_each_look
@@ -318,12 +318,12 @@ class Hang:
             self.released.wait(600)
         return compute(recipe, part)
 
-    def lose(self, crew: Crew, state: str, times: int) -> None:
+    def lose(self, workforce: Workforce, state: str, times: int) -> None:
         """Let BAD lose its worker so often, once it runs; then let go of the threads."""
-        if len(crew.deaths) == times:
+        if len(workforce.deaths) == times:
             self.released.set()
         elif self.keys:
-            crew.lose(self.keys[-1], state)
+            workforce.lose(self.keys[-1], state)
 
 
 @pytest.fixture
@@ -353,7 +353,7 @@ def test_results_that_are_lost_before_they_are_noticed(
 
     monkeypatch.setattr(tasks, "compute", held)
 
-    def look(crew: Crew) -> None:
+    def look(workforce: Workforce) -> None:
         tasks = cluster.scheduler.tasks
         if queued.is_set():
             cluster.scale(1)
@@ -382,7 +382,7 @@ def test_results_that_are_lost_before_they_are_noticed(
     ):
         lanes = [Lane(client, tiny().grid.N, lambda: len(cluster.scheduler.workers))]
         driver = Thread(
-            target=lambda: ended.append(run(other, client, lanes=lanes, workforce=Crew(look))),
+            target=lambda: ended.append(run(other, client, lanes=lanes, workforce=Workforce(look))),
             daemon=True,
         )
         driver.start()
@@ -443,11 +443,11 @@ def test_status_tells_who_is_silent(
 def test_what_check_raises_ends_the_run(store: Store, client: Client) -> None:
     """A cluster that has died ends the run with its own error; the store stays resumable."""
 
-    def dead(crew: Crew) -> None:
+    def dead(workforce: Workforce) -> None:
         raise LookupError("the cluster is gone")
 
     with pytest.raises(LookupError, match="the cluster is gone"):
-        run(store, client, workforce=Crew(dead))
+        run(store, client, workforce=Workforce(dead))
     assert (store.status() == MISSING).all()
     assert run(store, client).done == 12
 
@@ -493,17 +493,17 @@ def test_a_part_that_kills_its_worker_gets_a_larger_one_then_fails(
 ) -> None:
     """It is tried once more in the next lane, and then named as failed; the rest is done."""
 
-    def look(crew: Crew) -> None:
+    def look(workforce: Workforce) -> None:
         """Lose two workers to the first attempt, as Dask is quicker than a queue; then another."""
-        if len(crew.deaths) == 3:
+        if len(workforce.deaths) == 3:
             stuck.released.set()
-        elif len(stuck.keys) > (attempt := (0, 0, 1)[len(crew.deaths)]):
-            crew.lose(stuck.keys[attempt], "OUT_OF_MEMORY")
+        elif len(stuck.keys) > (attempt := (0, 0, 1)[len(workforce.deaths)]):
+            workforce.lose(stuck.keys[attempt], "OUT_OF_MEMORY")
 
-    crew = Crew(look)
+    workforce = Workforce(look)
     with Client(client.cluster) as larger:
         lanes = [Lane(client, (8,), lambda: 2), Lane(larger, (12,), lambda: 2)]
-        end = run(store, client, workforce=crew, lanes=lanes)
+        end = run(store, client, workforce=workforce, lanes=lanes)
     assert (end.done, end.failed) == (11, 1)
     assert [to for to, part in sent if part == BAD] == [client, larger]
     (record,) = store.failures()
@@ -516,8 +516,8 @@ def test_a_part_no_walltime_is_long_enough_for_fails(
     store: Store, client: Client, stuck: Hang
 ) -> None:
     """After TIMEOUTS workers that came to their walltime with it in hand; not before."""
-    crew = Crew(lambda crew: stuck.lose(crew, "TIMEOUT", times=TIMEOUTS))
-    end = run(store, client, workforce=crew)
+    workforce = Workforce(lambda workforce: stuck.lose(workforce, "TIMEOUT", times=TIMEOUTS))
+    end = run(store, client, workforce=workforce)
     assert (end.done, end.failed) == (11, 1)
     assert "came to their walltime" in store.failures()[0]["error"]
 
@@ -526,24 +526,24 @@ def test_a_death_counts_once(store: Store, client: Client, stuck: Hang) -> None:
     """However often it is looked at; a part that one worker fewer than TIMEOUTS lost goes on."""
     looks = 0
 
-    def look(crew: Crew) -> None:
+    def look(workforce: Workforce) -> None:
         nonlocal looks
-        if len(crew.deaths) < TIMEOUTS - 1:
-            stuck.lose(crew, "TIMEOUT", times=TIMEOUTS)
+        if len(workforce.deaths) < TIMEOUTS - 1:
+            stuck.lose(workforce, "TIMEOUT", times=TIMEOUTS)
         else:
             looks += 1
             if looks > TIMEOUTS:
                 stuck.released.set()
 
-    end = run(store, client, workforce=Crew(look))
+    end = run(store, client, workforce=Workforce(look))
     assert looks > TIMEOUTS
     assert (end.done, end.failed) == (12, 0)
 
 
 def test_a_part_that_silences_its_workers_fails(store: Store, client: Client, stuck: Hang) -> None:
     """After as many workers that were lost though their job ran on; not after two."""
-    crew = Crew(lambda crew: stuck.lose(crew, "RUNNING", times=TIMEOUTS))
-    end = run(store, client, workforce=crew)
+    workforce = Workforce(lambda workforce: stuck.lose(workforce, "RUNNING", times=TIMEOUTS))
+    end = run(store, client, workforce=workforce)
     assert (end.done, end.failed) == (11, 1)
     assert store.failures()[0]["attempts"] == TIMEOUTS
     assert "fell silent" in store.failures()[0]["error"]
@@ -554,9 +554,9 @@ def test_lost_workers_cost_a_part_nothing(
     store: Store, client: Client, stuck: Hang, state: str
 ) -> None:
     """However often the infrastructure takes its worker away, a part is not blamed."""
-    crew = Crew(lambda crew: stuck.lose(crew, state, times=6))
-    end = run(store, client, workforce=crew)
-    assert len(crew.deaths) == 6
+    workforce = Workforce(lambda workforce: stuck.lose(workforce, state, times=6))
+    end = run(store, client, workforce=workforce)
+    assert len(workforce.deaths) == 6
     assert (end.done, end.failed) == (12, 0)
 
 
@@ -569,15 +569,15 @@ def test_no_part_starts_that_its_worker_cannot_finish(
 
     workers = set(client.scheduler_info()["workers"])
 
-    def replace(crew: Crew) -> None:
-        if set(crew.retired) == workers:
+    def replace(workforce: Workforce) -> None:
+        if set(workforce.retired) == workers:
             monkeypatch.delenv(tasks.WALLTIME_END, raising=False)
 
-    crew = Crew(replace)
+    workforce = Workforce(replace)
     other = Store(store.path.with_name("other.zarr"))
-    end = run(other, client, workforce=crew)
+    end = run(other, client, workforce=workforce)
     assert (end.done, end.failed) == (12, 0)
-    assert set(crew.retired) == workers
+    assert set(workforce.retired) == workers
     assert bits(other.path) == bits(full.path)
 
 

@@ -18,11 +18,10 @@ import psutil
 import pytest
 from distributed import Client, Status
 
-from alphasweep.cluster import crew as crew_module
 from alphasweep.cluster import launch as launch_module
 from alphasweep.cluster import preflight as preflight_module
+from alphasweep.cluster import workforce as workforce_module
 from alphasweep.cluster.admission import missing_interface
-from alphasweep.cluster.crew import Crew
 from alphasweep.cluster.launch import (
     WALLTIME_END,
     ClusterError,
@@ -35,6 +34,7 @@ from alphasweep.cluster.local import local
 from alphasweep.cluster.preflight import preflight, versions
 from alphasweep.cluster.profile import Profile
 from alphasweep.cluster.queue import Ended, Listed
+from alphasweep.cluster.workforce import Workforce
 
 SIZE = {"name": "one", "up_to_N": 100, "cores": 2, "memory": "3 GiB", "walltime": "1-02:30:00"}
 QUEUES = {
@@ -272,14 +272,14 @@ def test_nobody_works_unexamined(tmp_path: Path) -> None:
     """A class gets work when its first worker has passed, and a problem stops the run."""
     problems = {"one": ["too slow"]}
     with launch(profile("local"), {"one": 1}, run_directory=tmp_path, token="t") as cluster:
-        crew = Crew(cluster, {"one": 1}, lambda name, client: problems[name])
+        workforce = Workforce(cluster, {"one": 1}, lambda name, client: problems[name])
         cluster.wait("one")
         with pytest.raises(ClusterError, match="too slow"):
-            examined(crew)
-        assert crew.workers("one") == 0
+            examined(workforce)
+        assert workforce.workers("one") == 0
         problems["one"] = []
-        examined(crew)
-        assert crew.workers("one") == 1
+        examined(workforce)
+        assert workforce.workers("one") == 1
 
 
 def test_an_examination_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,23 +295,23 @@ def test_an_examination_that_never_ends(tmp_path: Path, monkeypatch: pytest.Monk
             raise LookupError("it has left")
         return []
 
-    monkeypatch.setattr(crew_module, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(workforce_module, "_PATIENCE_SECONDS", 0.0)
     with launch(profile("local"), {"one": 1}, run_directory=tmp_path, token="t") as cluster:
-        crew = Crew(cluster, {"one": 1}, examine)
+        workforce = Workforce(cluster, {"one": 1}, examine)
         cluster.wait("one")
-        examined(crew)
-        assert crew.workers("one") == 1
+        examined(workforce)
+        assert workforce.workers("one") == 1
         released.set()
-        crew.check()
+        workforce.check()
     assert next(calls) >= 4
 
 
-def examined(crew: Crew) -> None:
+def examined(workforce: Workforce) -> None:
     """Look after the workers, as a driver does, until the first has been examined."""
     end = time.monotonic() + 120
-    while not crew.workers("one"):
+    while not workforce.workers("one"):
         assert time.monotonic() < end
-        crew.check()
+        workforce.check()
         time.sleep(0.01)
 
 

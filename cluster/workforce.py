@@ -22,7 +22,7 @@ Examine = Callable[[str, Client], Sequence[str]]
 """``examine(size_class, client)`` returns what is wrong with a worker of a class, in words."""
 
 
-class Crew:
+class Workforce:
     """A cluster whose classes get work when their first worker has passed an examination.
 
     Parameters
