@@ -76,7 +76,7 @@ _STYLE = mpl.rc_context(
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
 _MARKERS = "osD^vPX<>*"
 # Four colours and three styles: the first twelve laws look different.
-_LAW_COLORS, _LAW_STYLES = (_BLUE, _GREEN, "#CC79A7", "#56B4E9"), ("-", "--", ":")
+_LAW_COLORS, _LAW_STYLES = (_BLUE, _GREEN, "#CC79A7", "#56B4E9"), ("-", "--", ":", "-.")
 
 
 @_STYLE
@@ -133,9 +133,14 @@ def recovery_curves(study: Study) -> Figure:
     axis.set_ylabel(rf"$P({_recovery(study.time)})$")
     axis.set_ylim(-0.04, 1.04)
     title = f"bars: {100 * probability.attrs['confidence']:g} % intervals"
-    ncols = min(len(shown), 4)
-    figure.legend(loc="outside upper center", ncols=ncols, title=title, **_TIGHT)
+    figure.legend(loc="outside upper center", ncols=_columns(len(shown)), title=title, **_TIGHT)
     return figure
+
+
+def _columns(entries: int) -> int:
+    """Of a legend over one column of text: as few rows as fit, as full as can be."""
+    rows = -(-entries // 4)
+    return -(-entries // rows)
 
 
 _TIGHT: dict[str, Any] = {"columnspacing": 1.0, "handletextpad": 0.5, "borderpad": 0.1}
@@ -157,7 +162,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
         confidence; laws go on, lighter, beyond the N that were fitted. alpha_bbp_init is a line if
         near the data, otherwise an arrow to it.
     """
-    figure, [axis] = _panels(1, 1, COLUMN, 2.7)
+    figure, [axis] = _panels(1, 1, COLUMN, 3.1)
     half, laws = study.half, study.laws
     points = half.isel(N=half["alpha_half"].notnull().values)
     if not points.sizes["N"]:
@@ -273,7 +278,8 @@ def alpha_half_in_time(study: Study) -> Figure:
     axis.set_xlabel(r"dimension $N$ (log scale)")
     axis.set_ylabel(r"$\alpha_{1/2}$: $P(\mathrm{recovery\ by}\ t) = 1/2$")
     title = f"bars: {100 * halves.attrs['confidence']:g} % intervals; lines: {LAWS['linear'].tex}"
-    figure.legend(loc="outside upper center", ncols=4, title=title, **_TIGHT)
+    ncols = _columns(len(study.times))
+    figure.legend(loc="outside upper center", ncols=ncols, title=title, **_TIGHT)
     return figure
 
 

@@ -1,6 +1,7 @@
 """What the gradient flow may be trusted with: against plain steps, and whether trapped is for ever.
 
     python tests/benchmarks/flow.py agree [MATRICES]
+    python tests/benchmarks/flow.py cost [MATRICES]
     python tests/benchmarks/flow.py certificates [MATRICES]
 
 a = 1, float32, 16 starts a matrix, tolerance 1e-3. `agree` runs the same starts by the flow and by
@@ -8,7 +9,8 @@ plain steps of 0.03 and of 0.01 until each is decided: recovered, at rest (of th
 plain steps a speed below 1e-5), or still moving at t = 2000. P is compared by McNemar's exact test
 of the runs that ended differently, which is how far from 1/2 the share is that only one of both
 recovers. Plain steps of 0.03 against those of 0.01 are the yardstick. Products and processor
-seconds are those of one run; the looks for rest are in the seconds.
+seconds are those of one run; the looks for rest are in the seconds. `cost` follows all runs that do
+not recover to t = 500, by the flow and by plain steps of 0.03.
 
 `certificates` goes on from where each run was called trapped, to ten times its time, and counts
 those that recover; and runs of before once more, without an end, and counts those that were
@@ -35,7 +37,7 @@ from alphasweep.kernels.loss import Array, IntensityLoss
 
 LOSS, STARTS, RECOVERED_AT, REST_WITHIN = IntensityLoss(1.0), 16, 0.99, 0.01
 AGREE = {128: (2.5, 3.0, 3.5), 256: (2.7, 3.2, 3.7), 512: (2.8, 3.3, 3.8)}
-T_AGREE, AT_REST = 2000.0, 1e-5
+T_AGREE, AT_REST, T_COST = 2000.0, 1e-5, 500.0
 CERTIFIED, T_CERTIFIED, LONGER = {64: 2.0, 128: 2.5, 256: 2.7, 512: 2.8}, 20000.0, 10
 
 
@@ -105,6 +107,40 @@ def agree(over: Callable[..., Any], matrices: int) -> None:
             )
 
 
+def to_the_same_time(N: int, alpha: float, seed: int) -> tuple[Array, float, Array, float]:
+    """Return products and seconds of all starts to T_COST, by flow and by plain steps of 0.03."""
+    instance, W = problem(N, alpha, seed)
+    with threadpool_limits(limits=1, user_api="blas"):
+        began = time.process_time()
+        ours = flow(instance, W, loss=LOSS, record=(0.0, T_COST), rest_within=0)
+        between = time.process_time()
+        steps = descend(
+            instance,
+            W,
+            loss=LOSS,
+            learning_rate=0.03,
+            record=(0, round(T_COST / 0.03)),
+            trapped_below=0,
+        )
+        done = time.process_time()
+    return ours.products, between - began, steps.products, done - between
+
+
+def cost(over: Callable[..., Any], matrices: int) -> None:
+    """Print a row for each N and alpha."""
+    print(f"| N | alpha | products to t = {T_COST:g}: flow / 0.03 | seconds flow / 0.03 |")
+    print("|" + "---|" * 4)
+    for N, alphas in AGREE.items():
+        for alpha in alphas:
+            cells = list(over(partial(to_the_same_time, N, alpha), range(matrices)))
+            each = [np.mean([cell[i] for cell in cells]) for i in range(4)]
+            print(
+                f"| {N} | {alpha:g} | {each[0]:.0f} / {each[2]:.0f} = 1/{each[2] / each[0]:.1f} | "
+                f"{each[1] / STARTS:.3f} / {each[3] / STARTS:.3f} = 1/{each[3] / each[1]:.1f} |",
+                flush=True,
+            )
+
+
 def go_on(N: int, alpha: float, seed: int) -> tuple[int, int, int, int, int, float, float]:
     """Count runs: trapped, of these recovered later; recovered, left later; undecided; seconds."""
     instance, W = problem(N, alpha, seed)
@@ -162,7 +198,7 @@ def certificates(over: Callable[..., Any], matrices: int) -> None:
 
 
 if __name__ == "__main__":
-    which = {"agree": (agree, 16), "certificates": (certificates, 80)}
+    which = {"agree": (agree, 16), "cost": (cost, 4), "certificates": (certificates, 80)}
     function, default = which[sys.argv[1]]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         function(pool.map, int(sys.argv[2]) if len(sys.argv) > 2 else default)
