@@ -75,8 +75,13 @@ _STYLE = mpl.rc_context(
 # eigenvalue, its end, its threshold.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
 _MARKERS = "osD^vPX<>*"
-# Four colours and three styles: the first twelve laws look different.
 _LAW_COLORS, _LAW_STYLES = (_BLUE, _GREEN, "#CC79A7", "#56B4E9"), ("-", "--", ":", "-.")
+# Each four laws begin with another style: sixteen look different, and the first four in print, too.
+_LAW_LOOKS = [
+    (color, _LAW_STYLES[(first + k) % 4])
+    for first in range(4)
+    for k, color in enumerate(_LAW_COLORS)
+]
 
 
 @_STYLE
@@ -173,7 +178,7 @@ def alpha_half_against_log_N(study: Study) -> Figure:
     inside = (grid >= N.min()) & (grid <= N.max())
     confidence, seen = half.attrs["confidence"], [points["lower"].values, points["upper"].values]
     reach = stats.norm.ppf((1 + confidence) / 2)
-    for law, color, style in zip(LAWS, cycle(_LAW_COLORS), cycle(_LAW_STYLES), strict=False):
+    for law, (color, style) in zip(LAWS, cycle(_LAW_LOOKS), strict=False):
         curve = evaluate(laws, law, grid)
         value, band = curve["alpha_half"].values, reach * curve["standard_error"].values
         if np.isnan(value).any():
