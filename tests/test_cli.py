@@ -332,6 +332,8 @@ def test_a_run_counts_the_parts_of_its_plan() -> None:
 def test_a_sweep_that_does_not_fit_this_machine(here: Path, verb: str) -> None:
     """It is refused in a line that says what it needs and what there is, and leaves nothing."""
     text = TINY.replace("N = [8, 12]", "N = [8, 2000000]")
+    # A rate that this N is stable at: of 0.03 a line of its own says that it is too large.
+    text = text.replace("learning_rate = 0.03", "learning_rate = 0.005")
     (here / "tiny.toml").write_text(text)
     done = alphasweep(verb, "tiny.toml")
     assert done.returncode == 1
