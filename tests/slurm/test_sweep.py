@@ -403,11 +403,11 @@ def test_preempted_workers_that_wait(slurm: Slurm, desk: Desk) -> None:
 def test_many_generations_of_workers(desk: Desk, other_desk: Desk) -> None:
     """Walltimes far shorter than the sweep: workers that end in time, and workers that are ended.
 
-    One sweep has workers whose walltime leaves no time after four parts, and declines those that
+    One sweep has workers whose walltime leaves no time after eight parts, and declines those that
     would not fit; another has real walltimes of a minute and a part that hangs once, which nobody
     foresaw, and a job that came to its walltime is no early death.
     """
-    desk.cluster(extra="len(begun) == 4 and os.environ.update(ALPHASWEEP_WALLTIME_END='1')")
+    desk.cluster(extra="len(begun) == 8 and os.environ.update(ALPHASWEEP_WALLTIME_END='1')")
     short = SMALL | {"up_to_N": 12, "walltime": "1 min"}
     other_desk.cluster(
         extra="if (alpha, N, seed) == (2.0, 8, 3) and once(): time.sleep(1000)",
@@ -419,7 +419,7 @@ def test_many_generations_of_workers(desk: Desk, other_desk: Desk) -> None:
     last, first = other_desk.run(), desk.run()
     desk.ends(first)
     logs = list((desk.store.control / "cluster" / "logs").glob("*.err"))
-    assert len(logs) >= 48 / 4
+    assert len(logs) >= 48 / 8
     other_desk.ends(last)
     assert any(
         "DUE TO TIME LIMIT" in log.read_text()
