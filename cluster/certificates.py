@@ -11,24 +11,24 @@ from distributed.security import Security
 
 
 @contextmanager
-def made(place: Path, name: str) -> Iterator[Security]:
+def made(parent: Path, name: str) -> Iterator[Security]:
     """Make the certificates of a launch, by its name, and remove them when the body is left."""
-    folder = _folder(place, name)
+    folder = _folder(parent, name)
     folder.mkdir(mode=0o700, parents=True)
     try:
         new = Security.temporary()
         for file, text in (("cert.pem", new.tls_ca_file), ("key.pem", new.tls_worker_key)):
             (folder / file).touch(mode=0o600)
             (folder / file).write_text(text)
-        yield named(place, name)
+        yield named(parent, name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # who took over has removed it
 
 
-def named(place: Path, name: str) -> Security:
+def named(parent: Path, name: str) -> Security:
     """Return the certificates of a launch by the names of their files, which need not be there."""
     # One certificate for all: who holds the key is of this run.
-    folder = _folder(place, name)
+    folder = _folder(parent, name)
     files = {
         f"tls_{role}_{what}": str(folder / f"{what}.pem")
         for role in ("client", "scheduler", "worker")
@@ -37,15 +37,15 @@ def named(place: Path, name: str) -> Security:
     return Security(require_encryption=True, tls_ca_file=str(folder / "cert.pem"), **files)
 
 
-def remove(place: Path, prefix: str, check: Callable[[], object]) -> None:
+def remove(parent: Path, prefix: str, check: Callable[[], object]) -> None:
     """Remove the certificates of all launches whose names begin so; `check` is called before each.
 
     For `check` see `launch.launch`.
     """
-    for folder in place.glob(f"certificates-{prefix}*"):
+    for folder in parent.glob(f"certificates-{prefix}*"):
         check()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _folder(place: Path, name: str) -> Path:
-    return place / f"certificates-{name}"
+def _folder(parent: Path, name: str) -> Path:
+    return parent / f"certificates-{name}"

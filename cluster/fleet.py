@@ -302,8 +302,8 @@ class QueueFleet(Fleet):
             self._young += 1
         elif life.finished:
             self._young = max(0, self._young - 1)
-        place = (life.address, end.state, end.exit_code, end.node)
-        self.deaths.append(Death(self.size.name, job, *place, life.tasks, life.finished, young))
+        how = (life.address, end.state, end.exit_code, end.node)
+        self.deaths.append(Death(self.size.name, job, *how, life.tasks, life.finished, young))
         return young
 
     def _stop_if_hopeless(self, refusals: list[str]) -> None:

@@ -51,7 +51,7 @@ def preflight(
     Returns
     -------
     list of str
-        What does not hold: worker, place, what was found there and here, and what to do.
+        What does not hold: worker, folder, what was found there and here, and what to do.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def preflight(
             file for file in here.keys() | there.keys() if here.get(file) != there.get(file)
         ):
             problems.append(
-                f"{where}, {found['places'][package] or 'no such package'}: the modules of "
+                f"{where}, {found['folders'][package] or 'no such package'}: the modules of "
                 f"{package} must be those of the driver; different: {', '.join(different[:5])}"
                 f"{' ...' if different[5:] else ''}. Install the same version for both."
             )
@@ -165,7 +165,7 @@ def _examine(
         "time": now,
         "versions": found_versions,
         "hashes": _hashes(packages),
-        "places": {package: _place(package) for package in packages},
+        "folders": {package: _folder_of(package) for package in packages},
         "threads": max((pool["num_threads"] for pool in blas), default=1),
         "token": read,
         "token_error": error,
@@ -173,7 +173,7 @@ def _examine(
     }
 
 
-def _place(package: str) -> str:
+def _folder_of(package: str) -> str:
     spec = importlib.util.find_spec(package)
     return next(iter(spec.submodule_search_locations or ()), "") if spec else ""
 
@@ -182,10 +182,10 @@ def _hashes(packages: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of the modules of each package, by path in the package."""
     found = {}
     for package in packages:
-        place = _place(package)
-        modules = sorted(Path(place).rglob("*.py")) if place else []
+        folder = _folder_of(package)
+        modules = sorted(Path(folder).rglob("*.py")) if folder else []
         found[package] = {
-            str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest()
+            str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in modules
         }
     return found

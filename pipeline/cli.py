@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from alphasweep.pipeline import terminal
-from alphasweep.pipeline.dataset import FAILED, MISSING
+from alphasweep.pipeline.dataset import FAILED
 from alphasweep.pipeline.files import replace_text
 from alphasweep.pipeline.layout import figures_folder
 from alphasweep.pipeline.messages import SweepError
@@ -163,9 +163,9 @@ def plan(
 ) -> None:
     """Show what a run would do and cost, without running it. Exits 1 if it does not fit."""
     with _reported_errors():
-        wanted, place = source(sweep, store)
-        todo = _plan(wanted, place, part_seconds, on, retry_failed)
-        found = {"store": str(place.path)} | todo.numbers()
+        wanted, target = source(sweep, store)
+        todo = _plan(wanted, target, part_seconds, on, retry_failed)
+        found = {"store": str(target.path)} | todo.numbers()
         try:
             found |= staff(todo, workers, on)
         finally:
@@ -173,10 +173,10 @@ def plan(
         if on and "classes" in found:
             placed = placement(on, todo)
             if not as_json:
-                _show_jobs(placed, found["classes"], place)
+                _show_jobs(placed, found["classes"], target)
             submits = placed.profile.kind == "slurm" and placed.profile.driver
-            driver = _driver_script(placed.profile, place, []) if submits else ""
-            _ask(placed, on, place, driver)
+            driver = _driver_script(placed.profile, target, []) if submits else ""
+            _ask(placed, on, target, driver)
     _end_if_lost()
 
 
@@ -227,25 +227,25 @@ def submit(
     from alphasweep.cluster.submit import submit as submit_job
 
     with _reported_errors():
-        wanted, place = source(sweep, store)
+        wanted, target = source(sweep, store)
         seconds = seconds_per_part(part_seconds, on)
-        placed = placement(on, _plan(wanted, place, seconds, on, retry_failed))
+        placed = placement(on, _plan(wanted, target, seconds, on, retry_failed))
         command = [sys.executable, "-P", "-m", "alphasweep.pipeline.cli"]
-        command += ["run", str(place.path), "--wait"]
+        command += ["run", str(target.path), "--wait"]
         command += ["--on", str(on.absolute()), "--part-seconds", str(seconds)]
         command += ["--retry-failed"] * retry_failed + ["--other-numbers"] * other_numbers
-        script = _driver_script(placed.profile, place, command)
+        script = _driver_script(placed.profile, target, command)
         ask_command("sbatch", "--version")
-        _ask(placed, on, place, script)
-        with place.lock() as writer:
+        _ask(placed, on, target, script)
+        with target.lock() as writer:
             writer.prepare(wanted, mix=other_numbers)
-        record_queue(run_directory(place), placed.profile.kind)
+        record_queue(run_directory(target), placed.profile.kind)
         job = submit_job(script)
-        replace_text(place.control / SUBMITTED, job)
+        replace_text(target.control / SUBMITTED, job)
     say(
-        f"Submitted the driver of {place.path} as job {job}; its log: {_driver_log(place)}\n"
-        f"See how it goes:  alphasweep status {_typed(place.path)} --watch\n"
-        f"Stop it:          alphasweep cancel {_typed(place.path)}"
+        f"Submitted the driver of {target.path} as job {job}; its log: {_driver_log(target)}\n"
+        f"See how it goes:  alphasweep status {_typed(target.path)} --watch\n"
+        f"Stop it:          alphasweep cancel {_typed(target.path)}"
     )
 
 
@@ -255,11 +255,11 @@ def cancel(store: StoreArgument) -> None:
     from alphasweep.cluster.launch import end
     from alphasweep.cluster.queue import ClusterError
 
-    place = Store(store)
+    target = Store(store)
     with _reported_errors():
-        place.sweep()
-        queue = queue_of(place)
-        name, pid = driver_name(place), place.holder_here()
+        target.sweep()
+        queue = queue_of(target)
+        name, pid = driver_name(target), target.holder_here()
         try:
             jobs = queue.jobs(name) if queue else {}
         except ClusterError:
@@ -270,16 +270,16 @@ def cancel(store: StoreArgument) -> None:
             queue.cancel(jobs)
         elif pid:
             os.kill(pid, signal.SIGTERM)
-        elif driver := place.holder():
-            _fail(f"{place.path} is driven by {driver}; it is no job: stop it there.")
+        elif driver := target.holder():
+            _fail(f"{target.path} is driven by {driver}; it is no job: stop it there.")
         try:
-            with place.lock(wait=True) as writer:
-                end(run_directory(place), queue=queue, check=writer.check)
+            with target.lock(wait=True) as writer:
+                end(run_directory(target), queue=queue, check=writer.check)
                 writer.collect()
         except OSError as error:  # a full disk, say: what costs core-hours ends all the same
-            end(run_directory(place), queue=queue)
+            end(run_directory(target), queue=queue)
             _fail(
-                f"the driver and the workers of {place.path} are ended, but the store must be "
+                f"the driver and the workers of {target.path} are ended, but the store must be "
                 f"writable to commit what they had finished; got: {error.strerror or error}. That "
                 "is kept: make room, and run again."
             )
@@ -311,18 +311,18 @@ def extend(
 
     A range first:end leaves its end out, unlike { from, to } in a sweep file, which includes it.
     """
-    place, asked = Store(store), {"alpha": alpha, "N": N, "seed": seed}
+    target, asked = Store(store), {"alpha": alpha, "N": N, "seed": seed}
     with _reported_errors():
         # Before anything is written, also beside the store.
-        wider_sweep(place, widened(place.sweep(), asked, t_max))
-        with place.lock() as writer:
-            before = place.sweep()
-            wanted = wider_sweep(place, widened(before, asked, t_max))
+        wider_sweep(target, widened(target.sweep(), asked, t_max))
+        with target.lock() as writer:
+            before = target.sweep()
+            wanted = wider_sweep(target, widened(before, asked, t_max))
             if wanted == before:
-                say(f"Nothing to add: {place.path} has all of these values.")
+                say(f"Nothing to add: {target.path} has all of these values.")
                 return
-            model = cost_model(wanted, place)
-            new, old = (make_plan(sweep, model, place) for sweep in (wanted, before))
+            model = cost_model(wanted, target)
+            new, old = (make_plan(sweep, model, target) for sweep in (wanted, before))
             least, most = (
                 (sum(more.values()) - sum(less.values())) / 3600
                 for more, less in ((new.least, old.least), (new.most, old.most))
@@ -351,16 +351,16 @@ def status(
     ] = False,
 ) -> None:
     """Say how far a sweep is; also while it runs, from another terminal."""
-    place = Store(store)
+    target = Store(store)
     with _reported_errors():
         if watch:
             terminal.watch(lambda: asdict(look(store)))
             return
         found = asdict(look(store))
         if failures:
-            found["failures"] = place.failures()
+            found["failures"] = target.failures()
         if history:
-            found |= {"history": place.history(), "versions": place.versions()}
+            found |= {"history": target.history(), "versions": target.versions()}
         if as_json:
             print(json.dumps(found))
         else:
@@ -380,14 +380,14 @@ def verify(
     from alphasweep.pipeline.repair import repair as mend
     from alphasweep.pipeline.verify import verify as examine
 
-    place = Store(store)
+    target = Store(store)
     with _reported_errors():
-        report = examine(place)
+        report = examine(target)
         if repair:
-            with place.lock() as writer:
+            with target.lock() as writer:
                 done = mend(writer, report)
             print("\n".join(done), file=sys.stderr if as_json else sys.stdout)
-            report = examine(place)
+            report = examine(target)
     print(report.to_json() if as_json else report.text())
     _end_if_lost()
     if not report.ok:
@@ -412,21 +412,21 @@ def figure(
     ] = None,
 ) -> None:
     """Draw figures of a store, all or those that are named. Exits 1 if one could not be drawn."""
-    place = Store(store)
+    target = Store(store)
     with _reported_errors():
-        folder = out or figures_folder(place.path)
-        problems = _draw(_study(place), folder, names or [], format_ or [])
+        folder = out or figures_folder(target.path)
+        problems = _draw(_study(target), folder, names or [], format_ or [])
     _end_if(problems)
 
 
 @app.command("open")
 def open_(store: StoreArgument) -> None:
     """Print the dataset, and the line of Python that loads it."""
-    place = Store(store)
+    target = Store(store)
     with _reported_errors():
-        dataset = place.open()
+        dataset = target.open()
     print(dataset)
-    print(f"\nimport xarray as xr\nds = xr.open_zarr({str(place.path)!r})")
+    print(f"\nimport xarray as xr\nds = xr.open_zarr({str(target.path)!r})")
     _end_if_lost()
 
 
@@ -501,8 +501,7 @@ def _conclude(store: Store) -> None:
         problems.append("more than half of the runs diverged, so that nothing else can be said.")
     problems += _draw(study, figures_folder(store.path))
     say(f"Data:    xarray.open_zarr({str(store.path)!r})")
-    status = store.status()
-    failed, missing = int((status == FAILED).sum()), int((status == MISSING).sum())
+    failed, missing = int((store.status() == FAILED).sum()), store.missing()
     if missing:
         say(f"{missing:,} cells of the store are missing: alphasweep run {_typed(store.path)}")
     if failed:

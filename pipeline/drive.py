@@ -19,10 +19,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
+from alphasweep.pipeline.grid import Block
 from alphasweep.pipeline.part import Part
 from alphasweep.pipeline.plan import MARGIN, Plan, Work
 from alphasweep.pipeline.spec import Sweep
-from alphasweep.pipeline.store import Block, Failure, StoreError, Writer
+from alphasweep.pipeline.store import Failure, StoreError, Writer
 from alphasweep.pipeline.tasks import NoTimeLeftError, part_of, submit_parts, unfit
 from alphasweep.pipeline.words import duration, under_way
 
@@ -361,8 +362,8 @@ class _Run:
 
     def _larger(self, traffic: _Traffic) -> _Traffic:
         """Return where a part of this traffic, which is one less now, has more memory."""
-        place = self._traffic.index(traffic)
-        larger = self._traffic[min(place + 1, len(self._traffic) - 1)]
+        index = self._traffic.index(traffic)
+        larger = self._traffic[min(index + 1, len(self._traffic) - 1)]
         traffic.left -= 1
         larger.left += 1
         return larger

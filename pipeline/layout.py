@@ -40,6 +40,7 @@ from alphasweep.pipeline.dataset import (
     pair_variables,
 )
 from alphasweep.pipeline.files import copy, replace_text, sync
+from alphasweep.pipeline.grid import Geometry, Ints, Place, positions
 from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.provenance import code_version, fingerprint, machine
 from alphasweep.pipeline.spec import Sweep, as_document
@@ -52,8 +53,6 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, and what is beside a store 
 _UNREADABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no text, ends of lines
 
 Array = zarr.Array[Any]
-Places = npt.NDArray[np.int64]
-"""Where the old values of an axis are in a wider one."""
 
 _RUNS_PER_CHUNK = 1000
 _MOST_BLOCKS = 10_000
@@ -64,8 +63,8 @@ _AS_JSON = (
     "sweep", "fingerprint", "versions", "code_versions", "other_numbers", "machine",
     "cell_variables",
 )  # fmt: skip
-FORMAT = 1
-"""How stores are written here: a root attribute. One that is written otherwise has a higher one."""
+FORMAT = 2
+"""The highest format of stores that this code knows, see `_format`."""
 # The variables of a cell in stores that do not list them.
 _OF_SWEEPS = (
     "outcome", "recovered", "recovery_time", "steps", "final_overlap", "final_energy", "overlap",
@@ -99,7 +98,7 @@ def build(
     It gets the variables that are named, or else all that this code gives a cell.
     """
     attributes = {
-        "format": FORMAT,
+        "format": 1,
         "cell_variables": list(variables or cell_variables(sweep.recipe)),
         "store_id": uuid.uuid4().hex,
         "title": f"alphasweep {sweep.name}: gradient descent on phase retrieval",
@@ -131,19 +130,17 @@ def widen(path: Path, sweep: Sweep, *, check: Callable[[], object] = lambda: Non
     """
     attributes = attributes_of(read_root(path))
     old = Sweep.from_document(attributes["sweep"]).grid
-    places = {axis: _places(getattr(old, axis), getattr(sweep.grid, axis)) for axis in GRID}
-    moved = {
-        axis for axis in GRID if not np.array_equal(places[axis], np.arange(len(places[axis])))
-    }
+    moves = {axis: positions(getattr(old, axis), getattr(sweep.grid, axis)) for axis in GRID}
+    moved = {axis for axis, at in moves.items() if not np.array_equal(at, np.arange(len(at)))}
     cells = attributes["cell_variables"] if moved else []
 
     def carry(name: str, building: Path, chunks: list[Path], spelling: str) -> None:
         if "seed" in moved:
-            _copy_rows(_open(path, name), _open(building, name, "r+"), chunks, places)
+            _copy_rows(_open(path, name), _open(building, name, "r+"), chunks, moves)
         else:
             for chunk in chunks:
                 check()
-                os.link(chunk, path / name / _renamed(chunk.name, spelling, places))
+                os.link(chunk, path / name / _renamed(chunk.name, spelling, moves))
 
     _reshape(path, sweep, (*GRID, *OF_PAIRS), cells, carry, check)
 
@@ -172,20 +169,19 @@ def raise_t_max(
     attributes = attributes_of(read_root(path))
     old, new = Sweep.from_document(attributes["sweep"]).recipe.steps, sweep.recipe.steps
     _, there, here = np.intersect1d(old, new, return_indices=True)
-    length = attributes["seeds_per_chunk"]
+    geometry = Geometry(sweep.grid, attributes["seeds_per_chunk"])
 
     def carry(name: str, building: Path, chunks: list[Path], spelling: str) -> None:
         held, becoming = _open(path, name), _open(building, name, "r+")
         dims = becoming.metadata.dimension_names or ()  # type: ignore[union-attr]
         for chunk in chunks:
-            i, j, k = _place(chunk)
-            rows = slice(k * length, (k + 1) * length)
-            blank = again[i, j, rows]
+            rows = geometry.rows(_place(chunk))
+            blank = again[rows]
             if not blank.any() and "time" not in dims:
                 check()
                 os.link(chunk, path / name / _spelled(chunk.name, spelling))
                 continue
-            values = np.asarray(held[i, j, rows])
+            values = np.asarray(held[rows])
             if "time" in dims:
                 along = dims.index("time") - 2
                 shape = (*values.shape[:along], len(new), *values.shape[along + 1 :])
@@ -193,7 +189,7 @@ def raise_t_max(
                 np.moveaxis(later, along, 0)[here] = np.moveaxis(values, along, 0)[there]
                 values = later
             values[blank] = becoming.fill_value
-            becoming[i, j, rows] = values
+            becoming[rows] = values
 
     _reshape(path, sweep, ("time",), attributes["cell_variables"], carry, check)
 
@@ -240,9 +236,9 @@ def _reshape(
             for name in moving
             for chunk in _chunks(building / name, after[name])
         }
-        for chunk, place in copies.items():
+        for chunk, target in copies.items():
             check()
-            copy(chunk, place)
+            copy(chunk, target)
         sync([*copies.values(), *(path / name for name in moving)])
         check()
         _commit(path, read_root(building))
@@ -261,19 +257,19 @@ def add_variables(
     """
     root = read_root(path)
     attributes, before = attributes_of(root), _arrays(root)
-    names = list(names)
+    names, sweep = list(names), Sweep.from_document(attributes["sweep"])
+    geometry = Geometry(sweep.grid, attributes["seeds_per_chunk"])
     attributes["cell_variables"] = [*names, *attributes["cell_variables"]]  # status stays the last
     building = _beside(path)
     try:
         spellings = {name: _spelling(meta) for name, meta in before.items()}
-        _write_group(building, Sweep.from_document(attributes["sweep"]), attributes, spellings)
+        _write_group(building, sweep, attributes, spellings)
         new = {n: a for n, a in open_arrays(building, "r+").items() if n not in before}
         begun = [_place(chunk) for chunk in _chunks(path / "status", spellings["status"])]
         for name in names:
             array = new[name]
-            for i, j, k in begun:
-                rows = slice(k * array.chunks[2], (k + 1) * array.chunks[2])
-                array[i, j, rows] = array.fill_value
+            for place in begun:
+                array[geometry.rows(place)] = array.fill_value
         for name in new:
             check()
             # Of an adding that was killed, before the grid became what it is now.
@@ -398,7 +394,7 @@ def change_attributes(path: Path, **attributes: Any) -> None:
 
 
 def resolved(path: str | Path) -> Path:
-    """Return the place that a path leads to through all links, whether or not anything is there."""
+    """Return where a path leads to through all links, whether or not anything is there."""
     return Path(os.path.realpath(path))
 
 
@@ -448,7 +444,7 @@ def has_own_folder(path: Path) -> bool:
     return bool(copy) and _are_of_one_store(attributes_of(root), attributes_of(copy))
 
 
-def place_of_folder(control: Path) -> str:
+def path_of_folder(control: Path) -> str:
     """Return where the store of a control folder was last seen; "" if it does not say."""
     return str(_identity(control).get("path", ""))
 
@@ -483,7 +479,7 @@ def _are_of_one_store(attributes: Mapping[str, Any], others: Mapping[str, Any]) 
 
 
 def chunk_file(path: Path, array: Array, place: tuple[int, ...]) -> Path:
-    """Return the file of the chunk at (i, j, k), along alpha, N and seed."""
+    """Return the file of an array's chunk of a block, or at the place along its own axes."""
     key = (*place, *(0 for _ in array.shape[len(place) :]))
     return path / array.path / array.metadata.encode_chunk_key(key)
 
@@ -539,9 +535,8 @@ def _write_group(
     }
     sizes = {name: len(values) for name, values in coordinates.items()}
     chunks = sizes | {"alpha": 1, "N": 1, "seed": attributes["seeds_per_chunk"]}
-    group = zarr.create_group(
-        path, zarr_format=3, attributes=as_text({**attributes, "sweep": as_document(sweep)})
-    )
+    held = {**attributes, "sweep": as_document(sweep), "format": _format(sweep)}
+    group = zarr.create_group(path, zarr_format=3, attributes=as_text(held))
 
     def create(name: str, variable: Variable, *, whole: bool) -> Array:
         shape = tuple(sizes[d] for d in variable.dims)
@@ -579,6 +574,15 @@ def _write_group(
         zarr.consolidate_metadata(path)
 
 
+def _format(sweep: Sweep) -> int:
+    """Return how the store of a sweep is written: a root attribute.
+
+    Of format 2 are stores of which only some cells are wanted: older code, to which all of them
+    are, refuses these. All others are of format 1, which every version reads.
+    """
+    return 2 if sweep.grid.only else 1
+
+
 def _arrays(root: Mapping[str, Any]) -> dict[str, Any]:
     return cast(dict[str, Any], root["consolidated_metadata"]["metadata"])
 
@@ -589,10 +593,6 @@ def _spelling(meta: Mapping[str, Any]) -> str:
 
 def _other(spelling: str) -> str:
     return _SPELLINGS[1 - _SPELLINGS.index(spelling)]
-
-
-def _places(old: tuple[Any, ...], new: tuple[Any, ...]) -> Places:
-    return np.searchsorted(np.array(new), np.array(old))
 
 
 def _chunks(folder: Path, spelling: str) -> list[Path]:
@@ -606,8 +606,8 @@ def _chunks(folder: Path, spelling: str) -> list[Path]:
     ]
 
 
-def _place(chunk: Path) -> tuple[int, int, int]:
-    """Where a chunk of a cell variable is, along alpha, N and seed."""
+def _place(chunk: Path) -> Place:
+    """Return the place of the block that a chunk of a cell variable is of."""
     i, j, k = map(int, chunk.name.removeprefix("c.").split(".")[:3])
     return i, j, k
 
@@ -617,21 +617,19 @@ def _spelled(chunk: str, spelling: str) -> str:
     return ("c." if spelling == "default" else "") + chunk.removeprefix("c.")
 
 
-def _renamed(chunk: str, spelling: str, places: Mapping[str, Places]) -> str:
+def _renamed(chunk: str, spelling: str, moves: Mapping[str, Ints]) -> str:
     """Name of an old grid's chunk in the wider grid."""
     i, j, *rest = chunk.removeprefix("c.").split(".")
-    key = (str(places["alpha"][int(i)]), str(places["N"][int(j)]), *rest)
+    key = (str(moves["alpha"][int(i)]), str(moves["N"][int(j)]), *rest)
     return _spelled(".".join(key), spelling)
 
 
-def _copy_rows(
-    old: Array, new: Array, chunks: Iterable[Path], places: Mapping[str, Places]
-) -> None:
+def _copy_rows(old: Array, new: Array, chunks: Iterable[Path], moves: Mapping[str, Ints]) -> None:
     """Copy to rows of the wider grid: new seeds between old ones go into the old ones' chunks."""
     for i, j in {_place(chunk)[:2] for chunk in chunks}:
-        at = (int(places["alpha"][i]), int(places["N"][j]))
+        at = (int(moves["alpha"][i]), int(moves["N"][j]))
         rows = np.array(new[at])
-        rows[places["seed"]] = old[i, j]
+        rows[moves["seed"]] = old[i, j]
         new[at] = rows
 
 

@@ -17,6 +17,7 @@ from alphasweep.kernels.problem import LOSSES
 from alphasweep.pipeline.sections import (
     DESCENTS,
     SECTIONS,
+    Box,
     Descent,
     FloatRange,
     LogRange,
@@ -92,14 +93,17 @@ def line(source: str, document: Mapping[str, Any], at: Location, text: str) -> s
         head = "descent"
     names = [str(p) for p in rest if isinstance(p, str)]
     where = f"[{head}] {'.'.join(names)}".rstrip() if head in SECTIONS else str(head)
+    tables = [p for p in rest[:-1] if isinstance(p, int)]  # of the list [[grid.only]]
+    if tables:
+        text += f" ({_ordinal(tables[0], 'table')})"
     if isinstance(at[-1], int) and isinstance(document[str(head)][rest[0]], list):
-        text += f" ({_ordinal(at[-1])})"
+        text += f" ({_ordinal(at[-1], 'table' if at[-2] == 'only' else 'value')})"
     return f"{source}, {where}: {text}{'' if text.endswith('?') else '.'}"
 
 
-def _ordinal(index: int) -> str:
+def _ordinal(index: int, noun: str) -> str:
     words = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-    return f"{words[index]} value" if index < len(words) else f"value {index + 1}"
+    return f"{words[index]} {noun}" if index < len(words) else f"{noun} {index + 1}"
 
 
 def _of_other_method(at: Location, document: Mapping[str, Any]) -> str:
@@ -127,6 +131,8 @@ def _keys(at: Location, document: Mapping[str, Any], sweep: type[BaseModel]) -> 
         model = SECTIONS[str(at[0])]
         if model is Descent:
             model = DESCENTS[_method(document)]
+    elif at[1] == "only":
+        model = Box if len(at) == 4 else FloatRange
     elif len(at) == 3:
         model = LogRange if at[1] == "times" else FloatRange
     keys = [field.alias or name for name, field in model.model_fields.items()]

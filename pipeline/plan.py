@@ -19,12 +19,13 @@ from alphasweep.kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
 from alphasweep.kernels.instance import Instance, measurements
 from alphasweep.kernels.loss import Array
 from alphasweep.kernels.rates import stable_rate, too_large
-from alphasweep.pipeline.dataset import DONE, FAILED, GRID, MISSING, cell_dtype, cell_variables
+from alphasweep.pipeline.dataset import DONE, FAILED, MISSING, cell_dtype, cell_variables
+from alphasweep.pipeline.grid import Block, Bools, Geometry, Ints, positions, shared, wanted
 from alphasweep.pipeline.layout import seeds_per_chunk
 from alphasweep.pipeline.part import Part
 from alphasweep.pipeline.recipe import Recipe
 from alphasweep.pipeline.spec import Sweep
-from alphasweep.pipeline.store import Block, Store, wider_sweep
+from alphasweep.pipeline.store import Store, wider_sweep
 from alphasweep.pipeline.sweeps import raises_t_max
 from alphasweep.pipeline.words import between
 
@@ -36,9 +37,6 @@ _FILES_BESIDE = 40  # metadata, coordinates, lock, log
 _BUSY = 2.0  # times as long takes what is measured on a free core, where all cores compute
 _PART_SECONDS = 0.05  # of each part: its file, its way, and what a worker loads for its first
 _START_SECONDS = 1.0, 5.0  # until workers on this machine are there
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _SIZES = (16, 64, 256, 512)  # N that are measured; beyond, a flop takes what it takes there
 _ROWS = 3  # measurements / N of what is measured
@@ -264,7 +262,7 @@ class Plan:
     Attributes
     ----------
     cells, done, failed, handed_in : int
-        Cells of the sweep; done; failed and left so; in parts that wait for their commit.
+        Cells that the sweep wants; done; failed and left so; in parts that wait for their commit.
     again : int
         Of the cells to compute, those in which time ran out before t_max was raised.
     missing, parts : dict
@@ -330,9 +328,9 @@ class Plan:
         It is made as it is read: however large the sweep, only the blocks in work are held.
         """
         grid, runs = self._sweep.grid, self._runs
-        wanted = [j for j, N in enumerate(grid.N) if sizes is None or N in sizes]
-        chosen = runs.order[np.isin(runs.j[runs.order], wanted)]
-        rows = zip(*(column[chosen] for column in runs.columns()), strict=True)
+        chosen = [j for j, N in enumerate(grid.N) if sizes is None or N in sizes]
+        listed = runs.order[np.isin(runs.j[runs.order], chosen)]
+        rows = zip(*(column[listed] for column in runs.columns()), strict=True)
         for (i, j, chunk), block in groupby(rows, key=itemgetter(0, 1, 2)):
             alpha, N = grid.alpha[i], grid.N[j]
             yield Work(
@@ -438,12 +436,13 @@ class _Runs:
 
     @classmethod
     def of(
-        cls, wanted: Bools, seeds: Ints, chunk: Ints, size: Ints, cost: npt.NDArray[np.float64]
+        cls, todo: Bools, seeds: Ints, chunk: Ints, size: Ints, cost: npt.NDArray[np.float64]
     ) -> _Runs:
-        # A seed continues a run if the one before it is wanted, its neighbour, and in its chunk.
+        # A seed continues a run if the one before it is to be computed, its neighbour, and in its
+        # chunk.
         joined = (np.diff(seeds) == 1) & (np.diff(chunk) == 0)
-        both = wanted[..., 1:] & wanted[..., :-1] & joined
-        begins, ends = wanted.copy(), wanted.copy()
+        both = todo[..., 1:] & todo[..., :-1] & joined
+        begins, ends = todo.copy(), todo.copy()
         begins[..., 1:] &= ~both
         ends[..., :-1] &= ~both
         i, j, first = np.nonzero(begins)
@@ -477,15 +476,17 @@ def make_plan(
         Whether failed cells are computed again.
     """
     grid, recipe = sweep.grid, sweep.recipe
-    seeds = np.array(grid.seed, dtype=np.int64)
     whole = wider_sweep(store, sweep) if store else sweep
-    per_chunk = store.attributes()["seeds_per_chunk"] if store else seeds_per_chunk(sweep)
-    chunk = np.searchsorted(np.array(whole.grid.seed), seeds) // per_chunk
+    geometry = Geometry(
+        whole.grid, store.attributes()["seeds_per_chunk"] if store else seeds_per_chunk(sweep)
+    )
+    chunk = positions(grid.seed, whole.grid.seed) // geometry.per_chunk
     status, handed_in, again = _known(sweep, store)
 
-    wanted = (status == MISSING) & ~handed_in
+    todo = (status == MISSING) & ~handed_in
     if retry_failed:
-        wanted |= status == FAILED
+        todo |= status == FAILED
+    todo &= wanted(grid)
 
     def each(of: Callable[[Recipe, float, int], Any]) -> npt.NDArray[np.float64]:
         return np.array([[of(recipe, alpha, N) for N in grid.N] for alpha in grid.alpha])
@@ -495,32 +496,30 @@ def make_plan(
     # it, here or elsewhere, counts the same parts.
     reference = CostModel.with_experience(REFERENCE, recipe, model.known)
     size = np.maximum(1, seconds_per_part / each(reference.seconds)).astype(np.int64)
-    runs = _Runs.of(wanted, seeds, chunk, size, cost)
-    wanted_here = wanted.sum(axis=2)
+    runs = _Runs.of(todo, np.array(grid.seed, dtype=np.int64), chunk, size, cost)
+    number = todo.sum(axis=2)
     parts = np.bincount(runs.j, runs.number, len(grid.N)).astype(int)
     longest = np.zeros(len(grid.N))
     np.maximum.at(longest, runs.j, cost[runs.i, runs.j] * -(-runs.length // runs.number))
-    blocks = len(whole.grid.alpha) * len(whole.grid.N) * -(-len(whole.grid.seed) // per_chunk)
-    cells = np.prod([len(getattr(whole.grid, axis)) for axis in GRID], dtype=int)
 
     def by_N(values: npt.NDArray[np.generic]) -> dict[int, Any]:
         return dict(zip(grid.N, values.tolist(), strict=True))
 
     return Plan(
-        cells=status.size,
+        cells=sweep.cells,
         done=int((status == DONE).sum()),
-        failed=int(((status == FAILED) & ~wanted).sum()),
+        failed=int(((status == FAILED) & ~todo).sum()),
         handed_in=int(handed_in.sum()),
-        again=int((again & wanted).sum()),
-        missing=by_N(wanted_here.sum(axis=0)),
+        again=int((again & todo).sum()),
+        missing=by_N(number.sum(axis=0)),
         parts=by_N(parts),
-        seconds=by_N((cost * wanted_here).sum(axis=0)),
+        seconds=by_N((cost * number).sum(axis=0)),
         longest=by_N(longest),
-        least=by_N((between[..., 0] * wanted_here).sum(axis=0)),
-        most=by_N((between[..., 1] * wanted_here).sum(axis=0) + parts * _PART_SECONDS),
+        least=by_N((between[..., 0] * number).sum(axis=0)),
+        most=by_N((between[..., 1] * number).sum(axis=0) + parts * _PART_SECONDS),
         bytes={N: _peak_bytes(recipe, max(grid.alpha), N) for N in grid.N},
-        files=blocks * len(cell_variables(recipe)) + _FILES_BESIDE,
-        disk=int(cells) * cell_dtype(recipe).itemsize,
+        files=geometry.count(wanted(whole.grid)) * len(cell_variables(recipe)) + _FILES_BESIDE,
+        disk=whole.cells * cell_dtype(recipe).itemsize,
         _sweep=sweep,
         _runs=runs,
         _cost=cost,
@@ -528,36 +527,34 @@ def make_plan(
 
 
 def lacking(sweep: Sweep, store: Store) -> int:
-    """Count the cells of a sweep that are neither done nor failed in its store."""
+    """Count the cells that a sweep wants, and that are neither done nor failed in its store."""
     status, _, _ = _known(sweep, store)
-    return int((status == MISSING).sum())
+    return int((wanted(sweep.grid) & (status == MISSING)).sum())
 
 
 def _known(sweep: Sweep, store: Store | None) -> tuple[npt.NDArray[np.int8], Bools, Bools]:
     """Status of the sweep's cells; which of the missing ones wait for their commit, or were done.
 
-    The latter are to be computed again, since the sweep has a larger t_max than the store.
+    The latter are to be computed again, since the sweep has a larger t_max than the store. A cell
+    that the store has and the sweep does not want is missing.
     """
-    grid = sweep.grid
-    status = np.zeros((len(grid.alpha), len(grid.N), len(grid.seed)), np.int8)
-    waiting, again = np.zeros((2, *status.shape), bool)
+    mine = wanted(sweep.grid)
+    status = np.zeros(mine.shape, np.int8)
+    waiting, again = np.zeros((2, *mine.shape), bool)
     if store is None:
         return status, waiting, again
     stored = store.sweep()
-    held = stored.grid
-    shared = [np.intersect1d(getattr(grid, axis), getattr(held, axis)) for axis in GRID]
-    here = [np.searchsorted(getattr(grid, a), v) for a, v in zip(GRID, shared, strict=True)]
-    there = [np.searchsorted(getattr(held, a), v) for a, v in zip(GRID, shared, strict=True)]
-    status[np.ix_(*here)] = store.status()[np.ix_(*there)]
+    here, there = shared(sweep.grid, stored.grid)
+    status[here] = store.status()[there]
     if raises_t_max(stored, sweep):
-        again[np.ix_(*here)] = store.out_of_time()[np.ix_(*there)]
+        again[here] = store.out_of_time()[there]
         status[again] = MISSING
-    seeds = np.array(grid.seed)
+    geometry = Geometry(sweep.grid, len(sweep.grid.seed))
     for part in store.parts():
-        if part.alpha in grid.alpha and part.N in grid.N:
-            i, j = grid.alpha.index(part.alpha), grid.N.index(part.N)
-            waiting[i, j] |= (seeds >= part.first_seed) & (seeds <= part.last_seed)
-    return status, waiting & (status != DONE), again
+        for (i, j, _), rows in geometry.pieces(part):
+            waiting[i, j, rows] = True
+    status[~mine] = MISSING
+    return status, mine & waiting & (status != DONE), again
 
 
 def _peak_bytes(recipe: Recipe, alpha: float, N: int) -> float:

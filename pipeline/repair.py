@@ -18,10 +18,10 @@ import numpy.typing as npt
 from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import DONE, FAILED, MISSING
 from alphasweep.pipeline.files import remove, replace, replace_text, sync
+from alphasweep.pipeline.grid import Place
 from alphasweep.pipeline.inbox import DamagedError, ForeignError
-from alphasweep.pipeline.proof import (
+from alphasweep.pipeline.integrity import (
     CHUNK,
-    Place,
     UnsoundError,
     View,
     copy_of_root,
@@ -100,7 +100,7 @@ class _Repair:
             finding.where.unlink(missing_ok=True)
             array = self._arrays[name]
             self._write(name, place, array.fill_value)
-        return f"marked missing: {self._view.cells(place)}"
+        return f"marked missing: {self._view.geometry.cells(place)}"
 
     _unfinished = _chunk
 
@@ -152,7 +152,7 @@ class _Repair:
         if part is None:
             return ""
         with suppress(DamagedError, ForeignError):
-            is_of_use = self._view.has_waiting(part) and self._view.place_of(part) is not None
+            is_of_use = self._view.has_waiting(part) and self._view.geometry.whole(part)
             if is_of_use and not (states(self._view, part, self._status) == DONE).all():
                 return ""
         self._writer.discard(part)
@@ -186,7 +186,7 @@ class _Repair:
         """Variable and place of a chunk's file; None if the grid has no such file now."""
         name, match = file.parent.name, CHUNK.fullmatch(file.name)
         i, j, k, *_ = (int(key) for key in match[2].split(".")) if match else (-1, -1, -1)
-        known = name in self._view.cell_variables and self._view.has((i, j, k))
+        known = name in self._view.cell_variables and self._view.geometry.has((i, j, k))
         return (name if known and self._view.file(name, (i, j, k)) == file else None), (i, j, k)
 
     def _is_sound(self, name: str, place: Place) -> bool:
@@ -201,7 +201,7 @@ class _Repair:
         try:
             return self._view.read("status", place)
         except UnsoundError:
-            _, _, rows = self._view.rows(place)
+            _, _, rows = self._view.geometry.rows(place)
             return np.full(rows.stop - rows.start, MISSING, np.int8)
 
     def _forget(self, place: Place, rows: npt.NDArray[np.bool_]) -> str:
@@ -211,10 +211,10 @@ class _Repair:
         if not self._is_sound("status", place):
             self._view.file("status", place).unlink(missing_ok=True)
         self._write("status", place, status)
-        return f"marked missing: {self._view.cells(place, rows)}"
+        return f"marked missing: {self._view.geometry.cells(place, rows)}"
 
     def _write(self, name: str, place: Place, values: Any) -> None:
-        self._arrays[name][self._view.rows(place)] = values
+        self._arrays[name][self._view.geometry.rows(place)] = values
         file = self._view.file(name, place)
         sync([file, file.parent])
 

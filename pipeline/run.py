@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import xarray as xr
 
-from alphasweep.pipeline.dataset import FAILED, MISSING
+from alphasweep.pipeline.dataset import FAILED
 from alphasweep.pipeline.plan import (
     MARGIN,
     SECONDS_PER_PART,
@@ -166,25 +166,25 @@ def run(
     if workers is not None and workers < 1:
         raise RunError(f"workers must be >= 1; got {workers}.")
     seconds = seconds_per_part(part_seconds, on)
-    wanted, place = source(sweep, store)
+    wanted, target = source(sweep, store)
     planned = partial(
         make_plan,
         wanted,
-        cost_model(wanted, place),
+        cost_model(wanted, target),
         seconds_per_part=seconds,
         retry_failed=retry_failed,
     )
     again = 0
-    if not place.exists() or wider_sweep(place, wanted) != place.sweep():
+    if not target.exists() or wider_sweep(target, wanted) != target.sweep():
         # What does not fit is refused before anything is written.
-        foreseen = planned(existing(place))
+        foreseen = planned(existing(target))
         again = foreseen.again
         staff(foreseen, workers, on)
         if on:
-            _ask(placement(on, foreseen), on, place, watch)
-    with place.lock(wait=wait) as writer:
+            _ask(placement(on, foreseen), on, target, watch)
+    with target.lock(wait=wait) as writer:
         writer.prepare(wanted, mix=other_numbers)
-        todo = planned(place)
+        todo = planned(target)
         if again:
             watch(
                 f"t_max is raised to {wanted.descent.t_max:g}: {again:,} cells, in which time had "
@@ -198,14 +198,13 @@ def run(
             end = _compute(wanted, writer, todo, workers, on, watch)
         # Workers of an earlier driver may have handed in what the plan then left to them.
         writer.collect()
-        if lost := lacking(wanted, place):
+        if lost := lacking(wanted, target):
             raise StoreError(
-                f"store {place.path} must hold every cell that was computed; {lost:,} are not in "
-                f"it: see alphasweep status --history {place.path}, and run again."
+                f"store {target.path} must hold every cell that was computed; {lost:,} are not in "
+                f"it: see alphasweep status --history {target.path}, and run again."
             )
-    cells = place.status()
-    failed, missing = int((cells == FAILED).sum()), int((cells == MISSING).sum())
-    return Result(place.path, todo, end, failed, missing, place.failures())
+    failed = int((target.status() == FAILED).sum())
+    return Result(target.path, todo, end, failed, target.missing(), target.failures())
 
 
 def source(sweep: Sweep | str | Path, store: str | Path | None = None) -> tuple[Sweep, Store]:
@@ -214,7 +213,7 @@ def source(sweep: Sweep | str | Path, store: str | Path | None = None) -> tuple[
     Raises
     ------
     SweepError, StoreError
-        If there is no such sweep, or if something else is in the place of the store.
+        If there is no such sweep, or if something else is where the store is to be.
     """
     if isinstance(sweep, Sweep):
         wanted = sweep
@@ -223,9 +222,9 @@ def source(sweep: Sweep | str | Path, store: str | Path | None = None) -> tuple[
         wanted, store = Store(sweep).sweep(), store or sweep
     else:
         wanted = load(sweep)
-    place = Store(store or f"{wanted.name}.zarr")
-    place.exists()  # refuses what is there and no store, before anything is made beside it
-    return wanted, place
+    target = Store(store or f"{wanted.name}.zarr")
+    target.exists()  # refuses what is there and no store, before anything is made beside it
+    return wanted, target
 
 
 def seconds_per_part(asked: float | None, on: str | Path | None) -> float:

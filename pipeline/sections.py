@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
 from decimal import Decimal
 from functools import cache
@@ -130,8 +130,22 @@ class Section(Table):
         return value
 
 
+class Box(Table):
+    """Cells of a sweep: all combinations of some values of its axes; all values of one left out."""
+
+    alpha: Annotated[tuple[_Positive, ...], _read(FloatRange), *_AXIS] = ()
+    N: Annotated[tuple[_Size, ...], _read(_IntRange), *_AXIS] = ()
+    seed: Annotated[tuple[_Label, ...], _read(_IntRange), *_AXIS] = ()
+
+
+def _boxes(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a list of tables, [[grid.only]]; got {shown(value)}")
+    return tuple(value)
+
+
 class Grid(Section):
-    """Which runs there are: all combinations of the values of four axes.
+    """Which runs there are: all combinations of the values of four axes, or some of them.
 
     Attributes
     ----------
@@ -143,6 +157,8 @@ class Grid(Section):
         Names of the sensing matrices (with their signals and labels), >= 0.
     start : tuple of int
         Names of the initial conditions that share one matrix, >= 0.
+    only : tuple of Box
+        The cells that are wanted, each in a box or more; empty: all.
 
     Each axis is ascending, without duplicates, and not empty. In a file it is a list, or a table
     {from, to, step} that includes `to`; step defaults to 1, and is required for alpha.
@@ -152,6 +168,58 @@ class Grid(Section):
     N: Annotated[tuple[_Size, ...], _read(_IntRange), *_AXIS]
     seed: Annotated[tuple[_Label, ...], _read(_IntRange), *_AXIS]
     start: Annotated[tuple[_Label, ...], _read(_IntRange), *_AXIS]
+    only: Annotated[tuple[Box, ...], BeforeValidator(_boxes)] = ()
+
+    @field_validator("only")
+    @classmethod
+    def _among(cls, boxes: tuple[Box, ...], info: ValidationInfo) -> tuple[Box, ...]:
+        axes: dict[str, Any] = {axis: info.data.get(axis) for axis in Box.model_fields}
+        if not boxes or None in axes.values():  # an axis is wrong itself
+            return boxes
+        whole = [Box.model_construct(**{k: v or axes[k] for k, v in box}) for box in boxes]
+        for axis, values in axes.items():
+            typed = {value for box in whole for value in getattr(box, axis)}
+            if other := sorted(typed - set(values)):
+                raise ValueError(f"{axis} must be values of the axis {axis}; got {shown(other)}")
+            if left := sorted(set(values) - typed):
+                rule = f"each value of the axis {axis} must be in a table or more"
+                raise ValueError(f"{rule}; in none is {shown(left)}")
+        merged = _merged(whole)
+        return () if merged == (Box.model_construct(**axes),) else merged
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The cells that are wanted, also where these are all."""
+        axes: dict[str, Any] = {axis: getattr(self, axis) for axis in Box.model_fields}
+        return self.only or (Box.model_construct(**axes),)
+
+
+def _merged(boxes: Iterable[Box]) -> tuple[Box, ...]:
+    """Write boxes as fewer: those that differ along one axis are one, one inside another goes."""
+    found = sorted({tuple(values for _, values in box) for box in boxes})
+    before = 0
+    while len(found) != before:
+        before = len(found)
+        for axis in range(len(Box.model_fields)):
+            along: dict[tuple[Any, ...], set[float]] = {}
+            for key in found:
+                rest = key[:axis] + key[axis + 1 :]
+                along.setdefault(rest, set()).update(key[axis])
+            found = sorted(
+                (*rest[:axis], tuple(sorted(values)), *rest[axis:])
+                for rest, values in along.items()
+            )
+        found = [
+            key
+            for key in found
+            if not any(
+                other != key and all(set(a) <= set(b) for a, b in zip(key, other, strict=True))
+                for other in found
+            )
+        ]
+    return tuple(
+        Box.model_construct(**dict(zip(Box.model_fields, key, strict=True))) for key in found
+    )
 
 
 class Descent(Section):

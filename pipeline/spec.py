@@ -21,6 +21,7 @@ from pydantic import (
 
 from alphasweep.kernels.instance import measurements
 from alphasweep.kernels.problem import Problem
+from alphasweep.pipeline.grid import wanted
 from alphasweep.pipeline.messages import Location, SweepError, line, within
 from alphasweep.pipeline.recipe import Recipe
 from alphasweep.pipeline.sections import (
@@ -107,10 +108,10 @@ class Sweep(Table):
             problems = [*within(error, document, cls), *_across(document, known)]
             raise SweepError([line(source, document, *p) for p in problems]) from None
 
-    @property
+    @cached_property
     def cells(self) -> int:
-        """Number of cells (alpha, N, seed)."""
-        return len(self.grid.alpha) * len(self.grid.N) * len(self.grid.seed)
+        """Number of cells (alpha, N, seed) that are wanted."""
+        return int(wanted(self.grid).sum()) if self.grid.only else _product(self.grid)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -180,8 +181,14 @@ def _with_problem(document: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def as_document(sweep: Sweep) -> dict[str, Any]:
-    """Return all values of a sweep as JSON types, ranges written out; see `from_document`."""
-    return sweep.model_dump(mode="json")
+    """Return all values of a sweep as JSON types, ranges written out; see `from_document`.
+
+    `only` is left out where all cells are wanted, as versions before it know no such key.
+    """
+    document = sweep.model_dump(mode="json")
+    if not sweep.grid.only:
+        del document["grid"]["only"]
+    return document
 
 
 def preset_names() -> tuple[str, ...]:
@@ -245,12 +252,16 @@ def _parse(text: str, source: str) -> Sweep:
     return sweep
 
 
+def _product(grid: Grid) -> int:
+    return len(grid.alpha) * len(grid.N) * len(grid.seed)
+
+
 def check_size(sweep: Sweep, source: str) -> None:
     """Refuse more than a store stands; not in `Sweep`, or a larger one that is there was lost."""
     grid, pairs = sweep.grid, len(sweep.grid.alpha) * len(sweep.grid.N)
     shape = f"{len(grid.alpha):,} alpha x {len(grid.N):,} N x {len(grid.seed):,} seeds"
     for number, most, what in (
-        (sweep.cells, _MAX_CELLS, "cells (alpha, N, seed)"),
+        (_product(grid), _MAX_CELLS, "cells (alpha, N, seed)"),
         (pairs, _MAX_PAIRS, "pairs (alpha, N)"),
     ):
         if number > most:

@@ -26,7 +26,8 @@ class Status:
     store, name : str
         Path of the store, and name of its sweep.
     cells, done, running, failed, missing : int
-        Cells of the store. Done are also those that were handed in and wait for their commit.
+        Cells that the sweep wants. Done are also those that were handed in and wait for their
+        commit.
     outcomes : dict of str to float
         Shares of the starts of committed cells that are ``recovered``, ``trapped``, ``undecided``
         or ``diverged``; empty while there are none.
@@ -96,29 +97,29 @@ def status(store: str | Path) -> Status:
     StoreError
         If there is no sweep at the path.
     """
-    place = Store(store)
-    sweep, waiting, cells = place.sweep(), place.parts(), place.status()
+    target = Store(store)
+    sweep, waiting, cells = target.sweep(), target.parts(), target.status()
     failed = int((cells == FAILED).sum())
     done = min(
-        cells.size - failed,
+        sweep.cells - failed,
         int((cells == DONE).sum()) + sum(len(part.seeds) for part in waiting),
     )
-    holder = place.holder()
-    said = place.progress() if holder else {}
-    running = min(int(said.get("running", 0)), cells.size - done - failed)
+    holder = target.holder()
+    said = target.progress() if holder else {}
+    running = min(int(said.get("running", 0)), sweep.cells - done - failed)
     begun = said.get("predicted_done", 0.0) + said.get("predicted_running", 0.0)
-    cluster, job = said.get("cluster", {}), driver_job(place)
+    cluster, job = said.get("cluster", {}), driver_job(target)
     held = sum(state["core_seconds"] for state in cluster.values())
     waits = [reason for state in cluster.values() for reason in state["reasons"]]
     return Status(
-        store=str(place.path),
+        store=str(target.path),
         name=sweep.name,
-        cells=cells.size,
+        cells=sweep.cells,
         done=done,
         running=running,
         failed=failed,
-        missing=cells.size - done - failed - running,
-        outcomes=_outcomes(place, cells == DONE),
+        missing=sweep.cells - done - failed - running,
+        outcomes=_outcomes(target, cells == DONE),
         driver=holder,
         driver_job=job,
         workers=said.get("workers", 0),
@@ -136,7 +137,7 @@ def status(store: str | Path) -> Status:
         core_hours_used=held / 3600,
         core_hours_left=(said.get("predicted_seconds", 0.0) - begun) / 3600,
         efficiency=_efficiency(said, held),
-        errors=[f"{failure['part']}: {failure['error']}" for failure in place.failures()],
+        errors=[f"{failure['part']}: {failure['error']}" for failure in target.failures()],
         remedies=remedies([*waits, job["reason"]] if job else waits),
     )
 

@@ -39,8 +39,9 @@ import xarray as xr
 
 from alphasweep.kernels.methods import out_of_time
 from alphasweep.pipeline import layout
-from alphasweep.pipeline.dataset import DONE, FAILED, cell_variables
+from alphasweep.pipeline.dataset import DONE, FAILED, MISSING, cell_variables
 from alphasweep.pipeline.files import patient, remove, replace_text, sync
+from alphasweep.pipeline.grid import Block, Bools, Geometry, wanted
 from alphasweep.pipeline.inbox import DamagedError, ForeignError, HandedIn, Inbox
 from alphasweep.pipeline.inbox import hand_in as hand_in
 from alphasweep.pipeline.lease import Lease, LeaseLostError
@@ -53,15 +54,6 @@ from alphasweep.pipeline.sweeps import differences, raises_t_max, union
 
 class StoreError(RuntimeError):
     """The store cannot be used as asked; the message says why and what to do."""
-
-
-@dataclass(frozen=True, order=True)
-class Block:
-    """The cells of one chunk of every variable: what one commit owns."""
-
-    alpha: float
-    N: int
-    chunk: int
 
 
 @dataclass(frozen=True)
@@ -135,7 +127,15 @@ class Store:
         """Status of every cell, (alpha, N, seed): 0 missing, 1 done, 2 failed."""
         return np.asarray(layout.open_arrays(self.path)["status"][...])
 
-    def out_of_time(self) -> npt.NDArray[np.bool_]:
+    def missing(self) -> int:
+        """Count the cells that are wanted, and that no run has computed."""
+        return int((wanted(self.sweep().grid) & (self.status() == MISSING)).sum())
+
+    def geometry(self) -> Geometry:
+        """Return where cells lie in the arrays."""
+        return Geometry(self.sweep().grid, int(self.attributes()["seeds_per_chunk"]))
+
+    def out_of_time(self) -> Bools:
         """Whether a cell is done, and a larger t_max would change it, (alpha, N, seed).
 
         Raises
@@ -159,11 +159,11 @@ class Store:
         """Mean seconds of a cell, (alpha, N), in the first chunk with any; NaN where none is."""
         array = layout.open_arrays(self.path)["seconds"]
         mean = np.full(array.shape[:2], np.nan)
-        for place in np.ndindex(mean.shape):
+        for i, j in np.ndindex(mean.shape):
             for first in range(0, array.shape[2], array.chunks[2]):
-                seconds = np.asarray(array[(*place, slice(first, first + array.chunks[2]))])
+                seconds = np.asarray(array[i, j, first : first + array.chunks[2]])
                 if np.isfinite(seconds).any():
-                    mean[place] = np.nanmean(seconds)
+                    mean[i, j] = np.nanmean(seconds)
                     break
         return mean
 
@@ -231,7 +231,7 @@ class Store:
 
     def holder_here(self) -> int | None:
         """Return the process that drives the store, if it is one of this machine."""
-        if layout.place_of_folder(self.control) not in ("", str(self.path)):
+        if layout.path_of_folder(self.control) not in ("", str(self.path)):
             return None  # the folder was copied or moved here, with the lock of a driver elsewhere
         return self._lease().holder_here
 
@@ -330,9 +330,9 @@ class Store:
         whose = layout.name_of_folder(self.control)[:8] or "unknown"
         name = f"{self.control.name}.of-another-store-{whose}"
         aside = next(
-            place
+            free
             for number in count(1)
-            if not (place := self.control.with_name(f"{name}-{number}")).exists()
+            if not (free := self.control.with_name(f"{name}-{number}")).exists()
         )
         aside.mkdir()
         for file in sorted(left, key=lambda file: file.name in (layout.IDENTITY, "zarr.json")):
@@ -349,7 +349,7 @@ class Writer:
     def __init__(self, store: Store, lease: Lease) -> None:
         self.store = store
         self._lease = lease
-        self._grid: _Grid | None = None
+        self._arrays: _Arrays | None = None
         self._mix = True  # what waits was computed with consent, if consent was needed
 
     def prepare(self, sweep: Sweep, *, mix: bool = False) -> None:
@@ -368,7 +368,7 @@ class Writer:
             gives other numbers, or by newer code that gives others besides.
         """
         self.check()
-        self._grid = None
+        self._arrays = None
         path = self.store.path
         if not self.store.exists():
             layout.build(path, sweep, check=self.check)
@@ -390,32 +390,32 @@ class Writer:
         if news:
             self.check()
             layout.change_attributes(path, **news)
-            self._grid = None
+            self._arrays = None
         before = self.store.sweep()
         if wider.descent != before.descent:
             again = self.store.out_of_time()
             held = as_document(wider) | {"grid": as_document(before)["grid"]}
             with self.store._sound_or_told():
                 layout.raise_t_max(path, Sweep.from_document(held), again, check=self.check)
-            self._grid = None
+            self._arrays = None
             ends = [before.descent.t_max, wider.descent.t_max]
             self.log("raise", t_max=ends, again=int(again.sum()))
-        if wider.cells > before.cells:
+        if wider.grid != before.grid:
             layout.widen(path, wider, check=self.check)
-            self._grid = None
+            self._arrays = None
             self.log("extend", cells=wider.cells - before.cells)
 
     @patient
     def collect(self) -> None:
         """Commit every part that waits for it; one that is not whole, or has no place, goes."""
-        grid = self._opened()
+        arrays = self._opened()
         waiting: dict[Block, list[Part]] = {}
         for part in self.store._named_parts():
-            block = grid.block_of(part)
-            if block is None:
+            found = arrays.geometry.whole(part)
+            if found is None:
                 self._refuse(part, "the sweep has no place for it")
             elif self._read(part) is not None:
-                waiting.setdefault(block, []).append(part)
+                waiting.setdefault(found[0], []).append(part)
         for block, parts in waiting.items():
             self.commit(block, parts)
 
@@ -444,29 +444,30 @@ class Writer:
             If another driver has taken the store over.
         """
         self.check()
-        grid = self._opened()
+        arrays = self._opened()
         loaded = [found for part in parts if (found := self._read(part)) is not None]
-        rows = [grid.rows(block, found.part.seeds) for found in loaded]
-        status = grid.read(block, "status")
+        rows = [arrays.rows(block, found.part) for found in loaded]
+        status = arrays.read(block, "status")
         anything = (status == DONE).any()
         merged: dict[str, npt.NDArray[Any]] = {}
         if loaded:
-            for name in grid.names:
-                merged[name] = grid.read_kept(block, name) if anything else grid.blank(block, name)
+            for name in arrays.names:
+                held = arrays.read_kept if anything else arrays.blank
+                merged[name] = held(block, name)
                 for at, found in zip(rows, loaded, strict=True):
                     is_code = name == "code"
-                    merged[name][at] = grid.code(found) if is_code else found.cells[name]
+                    merged[name][at] = arrays.code(found) if is_code else found.cells[name]
         self.check()
         for failure in failures:
             self._record(failure)
-            at = grid.rows(block, failure.part.seeds)
+            at = arrays.rows(block, failure.part)
             status[at] = np.where(status[at] == DONE, DONE, FAILED)
         for at in rows:
             status[at] = DONE
-        grid.write(block, merged, self.check)
-        grid.write(block, {"status": status}, self.check)
+        arrays.write(block, merged, self.check)
+        arrays.write(block, {"status": status}, self.check)
         for found in loaded:
-            grid.inbox.file(found.part).unlink(missing_ok=True)
+            arrays.inbox.file(found.part).unlink(missing_ok=True)
         self._forget_failures([found.part for found in loaded])
         return sum(float(found.cells["seconds"].sum()) for found in loaded)
 
@@ -477,9 +478,9 @@ class Writer:
 
     def _read(self, part: Part) -> HandedIn | None:
         """Read a part that is data here; any other goes, and the history says why."""
-        grid = self._opened()
+        arrays = self._opened()
         try:
-            return grid.inbox.read(part, grid.all_codes if self._mix else grid.codes)
+            return arrays.inbox.read(part, arrays.all_codes if self._mix else arrays.codes)
         except (DamagedError, ForeignError) as error:
             self._refuse(part, str(error))
             return None
@@ -559,10 +560,10 @@ class Writer:
             news["other_numbers"] = [*others, here]
         return news
 
-    def _opened(self) -> _Grid:
-        if self._grid is None:
-            self._grid = _Grid(self.store)
-        return self._grid
+    def _opened(self) -> _Arrays:
+        if self._arrays is None:
+            self._arrays = _Arrays(self.store)
+        return self._arrays
 
     @property
     def token(self) -> str:
@@ -595,17 +596,14 @@ def _is_of_no_worth(file: Path) -> bool:
     return is_empty or file.name in ("lock", "progress.json") or file.name.startswith(".")
 
 
-class _Grid:
-    """The arrays of a store, opened once, and where a block lies in them."""
+class _Arrays:
+    """The arrays of a store, opened once, by blocks."""
 
     def __init__(self, store: Store) -> None:
-        sweep, attributes = store.sweep(), store.attributes()
+        attributes = store.attributes()
         self._path = store.path
         self._arrays = layout.open_arrays(store.path, "r+")
-        self._alpha = {alpha: i for i, alpha in enumerate(sweep.grid.alpha)}
-        self._N = {N: j for j, N in enumerate(sweep.grid.N)}
-        self._seeds = np.array(sweep.grid.seed)
-        self._per_chunk = int(attributes["seeds_per_chunk"])
+        self.geometry = store.geometry()
         self.inbox = store.inbox()
         self.all_codes: list[str] = attributes["code_versions"]
         others = attributes.get("other_numbers", [])
@@ -625,7 +623,9 @@ class _Grid:
 
     def read_kept(self, block: Block, name: str) -> npt.NDArray[Any]:
         """Read values that must be there: Zarr reads a chunk that is lost as fill values."""
-        if not layout.chunk_file(self._path, self._arrays[name], self._place(block)).exists():
+        if not layout.chunk_file(
+            self._path, self._arrays[name], self.geometry.place(block)
+        ).exists():
             raise self._unsound(block, name, "the chunk is lost")
         return self.read(block, name)
 
@@ -649,37 +649,34 @@ class _Grid:
         Zarr itself never calls fsync; the folder's makes sure of the rename.
         """
         written = []
-        for name, wanted in values.items():
+        for name, content in values.items():
             array = self._arrays[name]
             check()
-            array[self._selection(block)] = wanted
-            np.testing.assert_array_equal(array[self._selection(block)], wanted)
-            file = layout.chunk_file(self._path, array, self._place(block))
+            array[self._selection(block)] = content
+            if not _are_same(self.read(block, name), content):
+                raise StoreError(
+                    f"store {self._path} must hold what is written to it; {name} at alpha = "
+                    f"{block.alpha:g}, N = {block.N} reads back otherwise: look after the disk, "
+                    "and run again."
+                )
+            file = layout.chunk_file(self._path, array, self.geometry.place(block))
             written += [file, file.parent]
         sync(written)
 
-    def block_of(self, part: Part) -> Block | None:
-        """Find the block that holds all of a part; None if there is none."""
-        first = int(np.searchsorted(self._seeds, part.first_seed))
-        block = Block(part.alpha, part.N, first // self._per_chunk)
-        known = part.alpha in self._alpha and part.N in self._N
-        held = self._seeds[first : min(first + len(part.seeds), self._end(block))]
-        return block if known and np.array_equal(held, part.seeds) else None
-
-    def rows(self, block: Block, seeds: range) -> slice:
-        """Find the rows of the block that hold these seeds, all of them in it."""
-        first = int(np.searchsorted(self._seeds, seeds[0])) - block.chunk * self._per_chunk
-        return slice(first, first + len(seeds))
-
-    def _place(self, block: Block) -> tuple[int, int, int]:
-        return self._alpha[block.alpha], self._N[block.N], block.chunk
+    def rows(self, block: Block, part: Part) -> slice:
+        """Find the rows of the block that hold a part."""
+        found = self.geometry.whole(part)
+        if found is None or found[0] != block:
+            raise ValueError(f"a part must be of the block that it is committed to; got {part}.")
+        return found[1]
 
     def _selection(self, block: Block) -> tuple[int, int, slice]:
-        i, j, chunk = self._place(block)
-        return i, j, slice(chunk * self._per_chunk, self._end(block))
+        return self.geometry.rows(self.geometry.place(block))
 
-    def _end(self, block: Block) -> int:
-        return min((block.chunk + 1) * self._per_chunk, len(self._seeds))
+
+def _are_same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Whether two arrays are the same, a NaN like any other value."""
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
 
 
 def wider_sweep(store: Store, sweep: Sweep) -> Sweep:

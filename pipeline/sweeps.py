@@ -67,7 +67,9 @@ def raises_t_max(old: Sweep, new: Sweep) -> bool:
 def union(old: Sweep, new: Sweep) -> Sweep:
     """Return `old` with the values of both sweeps on its axes alpha, N and seed.
 
-    If the new one raises t_max, its t_max with its times of records and probes are taken over.
+    If one of the two wants some of its cells alone, the cells that either wants are wanted; else
+    all combinations of these values. If the new one raises t_max, its t_max with its times of
+    records and probes are taken over.
 
     Raises
     ------
@@ -81,14 +83,17 @@ def union(old: Sweep, new: Sweep) -> Sweep:
     document = as_document(old)
     if raises_t_max(old, new):
         document |= {key: as_document(new)[key] for key in ("descent", "record", "probe")}
-    whole = Sweep.from_document(document | {"grid": document["grid"] | axes})
-    if whole.cells > old.cells:
+    grid = document["grid"] | axes
+    if old.grid.only or new.grid.only:
+        grid["only"] = [box.model_dump(mode="json") for box in (*old.grid.boxes, *new.grid.boxes)]
+    whole = Sweep.from_document(document | {"grid": grid})
+    if whole.grid != old.grid:
         check_size(whole, "the store with the values of this sweep")
     return whole
 
 
 def widened(sweep: Sweep, values: Mapping[str, str], t_max: float | None = None) -> Sweep:
-    """Add values, as typed, to axes of a sweep.
+    """Add values, as typed, to axes of a sweep, and to each of its boxes if it has some.
 
     Parameters
     ----------
@@ -108,16 +113,18 @@ def widened(sweep: Sweep, values: Mapping[str, str], t_max: float | None = None)
     document = as_document(sweep)
     if t_max is not None:
         document["descent"]["t_max"] = t_max
-    axes = {axis: [*document["grid"][axis], *_typed_values(axis, values[axis])] for axis in values}
-    grid = {axis: sorted(set(added)) for axis, added in axes.items()}
-    whole = Sweep.from_document(document | {"grid": document["grid"] | grid}, "extended sweep")
-    if whole.cells > sweep.cells:
+    typed = {axis: _typed_values(axis, text) for axis, text in values.items()}
+    for table in (document["grid"], *document["grid"].get("only", [])):
+        for axis, added in typed.items():
+            table[axis] = sorted({*table[axis], *added})
+    whole = Sweep.from_document(document, "extended sweep")
+    if whole.grid != sweep.grid:
         check_size(whole, "extended sweep")
     return whole
 
 
 def gains(old: Sweep, new: Sweep) -> str:
-    """Say which values of alpha, N and seed, and t_max, a sweep has that another one has not."""
+    """Say which values of alpha, N and seed, cells and t_max a sweep has that another has not."""
     found = []
     for axis in ("alpha", "N", "seed"):
         values = sorted({*getattr(new.grid, axis)} - {*getattr(old.grid, axis)})
@@ -131,6 +138,8 @@ def gains(old: Sweep, new: Sweep) -> str:
         else:
             text = f"{len(values):,} values from {values[0]} to {values[-1]}"
         found.append(f"{axis} {text}")
+    if not found and new.grid != old.grid:
+        found.append(f"{new.cells - old.cells:,} cells")
     if new.descent.t_max != old.descent.t_max:
         found.append(f"t_max {new.descent.t_max:g} (before: {old.descent.t_max:g})")
     return "; ".join(found)
@@ -169,8 +178,8 @@ def _up_to(
 def _identity(sweep: Sweep) -> dict[str, Any]:
     document = as_document(sweep)
     keys = {f"[{s}] {k}": v for s in SECTIONS for k, v in (document[s] or {}).items()}
-    for extendable in ("alpha", "N", "seed"):
-        del keys[f"[grid] {extendable}"]
+    for extendable in ("alpha", "N", "seed", "only"):
+        keys.pop(f"[grid] {extendable}", None)
     return {"root_seed": sweep.root_seed, **keys}
 
 

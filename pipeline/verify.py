@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import DONE, FAILED, STATUS
+from alphasweep.pipeline.grid import Place, wanted
 from alphasweep.pipeline.inbox import DamagedError, ForeignError
-from alphasweep.pipeline.part import Part
-from alphasweep.pipeline.proof import (
+from alphasweep.pipeline.integrity import (
     CHUNK,
-    Place,
     UnsoundError,
     View,
     copy_of_root,
@@ -36,6 +35,7 @@ from alphasweep.pipeline.proof import (
     sound_sweep,
     states,
 )
+from alphasweep.pipeline.part import Part
 from alphasweep.pipeline.store import Store, StoreError
 from alphasweep.pipeline.sweeps import differences
 
@@ -86,7 +86,7 @@ class Report:
     files, bytes : int
         Size of the store and of the folder beside it.
     cells : mapping
-        Number of cells by status; empty if the metadata cannot be read.
+        Number of wanted cells by status; empty if the metadata cannot be read.
     driver : str or None
         Who was writing meanwhile; what looks left over may then be in use.
     """
@@ -164,7 +164,8 @@ def verify(store: Store, *, watch: Callable[[int, int], object] = lambda done, a
         findings += _metadata(view)
         check = _Check(view)
         findings += check.run(watch)
-        cells = {name: int((check.status == k).sum()) for k, name in enumerate(STATUS)}
+        mine = wanted(view.sweep.grid)
+        cells = {name: int((mine & (check.status == k)).sum()) for k, name in enumerate(STATUS)}
     return Report(store.path, tuple(findings), files, size, cells, driver)
 
 
@@ -173,8 +174,7 @@ class _Check:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        grid = view.sweep.grid
-        self.status = np.zeros((len(grid.alpha), len(grid.N), len(grid.seed)), np.int8)
+        self.status = np.zeros(view.geometry.shape, np.int8)
         self._begun: set[Place] = set()  # blocks that have a chunk of any variable
         self._stated: set[Place] = set()  # blocks that have a chunk of status
 
@@ -192,7 +192,7 @@ class _Check:
             self._begun |= places  # type: ignore[arg-type]
             if name == "status":
                 self._stated = set(places)  # type: ignore[arg-type]
-            for place in view.places():
+            for place in view.geometry.places():
                 yield from self._chunk(name, place, is_there=place in places)
         watch(len(names), len(names))
         waiting: set[Place] = set()
@@ -243,15 +243,15 @@ class _Check:
         if not is_there:
             if done.any():
                 what = "the chunk is lost, though cells of it are done"
-                yield Finding("chunk", "damage", file, what, todo, view.cells(place))
+                yield Finding("chunk", "damage", file, what, todo, view.geometry.cells(place))
             return
         try:
             values = view.read(name, place)
         except UnsoundError as error:
-            yield Finding("chunk", "damage", file, str(error), todo, view.cells(place))
+            yield Finding("chunk", "damage", file, str(error), todo, view.geometry.cells(place))
             return
         if name == "status":
-            self.status[view.rows(place)] = values
+            self.status[view.geometry.rows(place)] = values
             wrong = is_no_status(values)
             what, todo = "a status that does not exist", "Repair marks these cells missing"
             if (unexplained := view.without_record(place, values)).any():
@@ -261,19 +261,19 @@ class _Check:
                     file,
                     "failed cells without a record of why",
                     "Repair marks them missing, so that they are tried again",
-                    view.cells(place, unexplained),
+                    view.geometry.cells(place, unexplained),
                 )
         else:
             wrong = done & ~is_whole(name, values, len(view.codes))
             what, todo = "done cells without a value here", "Repair marks these cells missing"
         if wrong.any():
-            yield Finding("cell", "damage", file, what, todo, view.cells(place, wrong))
+            yield Finding("cell", "damage", file, what, todo, view.geometry.cells(place, wrong))
 
     def _fixed(self, name: str) -> Iterator[Finding]:
-        view, wanted = self._view, self._view.fixed[name]
-        place = (0,) * wanted.ndim
+        view, values = self._view, self._view.fixed[name]
+        place = (0,) * values.ndim
         try:
-            if np.array_equal(view.read(name, place), wanted):
+            if np.array_equal(view.read(name, place), values):
                 return
             what = "values that are not those of the sweep"
         except UnsoundError as error:
@@ -289,7 +289,7 @@ class _Check:
             if part is None:
                 yield _stray(file)
                 continue
-            place, useless = view.place_of(part), ""
+            whole, useless = view.geometry.whole(part), ""
             try:
                 if not view.has_waiting(part):
                     continue  # committed meanwhile
@@ -301,17 +301,17 @@ class _Check:
                 continue
             except ForeignError as error:
                 useless = f"a part that is none of this store's: {error}"
-            if place is None:
+            if whole is None:
                 useless = "a part that this sweep has no place for"
             elif not useless and (states(view, part, self._of) == DONE).all():
                 useless = "a part that is committed already"
             if useless:
                 yield Finding("part", "leftover", file, useless, "Repair removes it")
-            elif place is not None:
-                waiting.add(place)
+            elif whole is not None:
+                waiting.add(view.geometry.place(whole[0]))
 
     def _of(self, place: Place) -> npt.NDArray[np.int8]:
-        return self.status[self._view.rows(place)]
+        return self.status[self._view.geometry.rows(place)]
 
     def _unstated(self, waiting: set[Place]) -> Iterator[Finding]:
         """Blocks with numbers that nothing is said of."""
@@ -325,7 +325,7 @@ class _Check:
                 file,
                 "numbers without their status: of a commit that was killed, or the status is lost",
                 "They read as missing, and the next run computes them again",
-                self._view.cells(place),
+                self._view.geometry.cells(place),
             )
 
     def _records(self) -> Iterator[Finding]:
@@ -381,10 +381,10 @@ def compare_with_copy(store: Store, view: View) -> Iterator[Finding]:
 
 
 def _metadata(view: View) -> Iterator[Finding]:
-    for name, wanted in own_metadata(view.root).items():
+    for name, meta in own_metadata(view.root).items():
         file = view.path / name / "zarr.json"
         try:
-            if read_object(file) == wanted:
+            if read_object(file) == meta:
                 continue
             what = "it is not what the root's zarr.json says: damaged, or of a killed widening"
         except UnsoundError as error:

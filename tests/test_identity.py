@@ -13,13 +13,14 @@ import pytest
 
 from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import DONE, FAILED, MISSING
+from alphasweep.pipeline.grid import Block
 from alphasweep.pipeline.inbox import Inbox, hand_in
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.plan import REFERENCE, CostModel, make_plan
 from alphasweep.pipeline.provenance import code_version
 from alphasweep.pipeline.repair import repair
 from alphasweep.pipeline.spec import Sweep
-from alphasweep.pipeline.store import Block, Failure, Store
+from alphasweep.pipeline.store import Failure, Store
 from alphasweep.pipeline.verify import verify
 from tests.conftest import bits, fill, parts_of, tiny
 

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from alphasweep.pipeline import lease
 from alphasweep.pipeline.cli import app
+from alphasweep.pipeline.grid import Block
 from alphasweep.pipeline.part import Part
-from alphasweep.pipeline.store import Block, Store, StoreError
+from alphasweep.pipeline.store import Store, StoreError
 from tests.conftest import take_over, tiny
 
 HOLD = """

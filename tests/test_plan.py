@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from alphasweep.kernels.problem import Problem
 from alphasweep.pipeline import layout
 from alphasweep.pipeline import plan as plan_module
+from alphasweep.pipeline.grid import Block
 from alphasweep.pipeline.layout import seeds_per_chunk
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.plan import REFERENCE, CostModel, Plan, Speed, Work, calibrate, make_plan
 from alphasweep.pipeline.spec import Sweep, as_document, load
-from alphasweep.pipeline.store import Block, Failure, Store, hand_in
+from alphasweep.pipeline.store import Failure, Store, hand_in
 from alphasweep.pipeline.terminal import show_plan
 from tests.conftest import fill, tiny, tiny_flow
 

@@ -16,9 +16,10 @@ import alphasweep
 from alphasweep.kernels.descent import Outcome
 from alphasweep.pipeline import layout
 from alphasweep.pipeline.dataset import DONE, KEPT, MISSING, cell_variables
+from alphasweep.pipeline.grid import Block
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.reading import open_sweep
-from alphasweep.pipeline.store import Block, Failure, Store, StoreError, hand_in
+from alphasweep.pipeline.store import Failure, Store, StoreError, hand_in
 from tests.conftest import fill, parts_of, seen_by, tiny
 
 

@@ -29,9 +29,10 @@ from alphasweep.kernels.descent import Outcome
 from alphasweep.pipeline import layout, lease
 from alphasweep.pipeline import store as store_module
 from alphasweep.pipeline.dataset import COMPUTED, COORDINATES, DONE, FAILED, KEPT, MISSING
+from alphasweep.pipeline.grid import Block
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.provenance import code_version
-from alphasweep.pipeline.store import Block, Failure, Store, StoreError, hand_in
+from alphasweep.pipeline.store import Failure, Store, StoreError, hand_in
 from alphasweep.pipeline.verify import verify
 from tests.conftest import SWEEPS, bits, fill, parts_of, take_over, tiny
 
@@ -635,7 +636,7 @@ with store.Store({str(full.path)!r}).lock() as writer:
     print("mine", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
     try:
-        writer.commit(store.Block(2.0, 8, 0), [])
+        writer.commit(Block(2.0, 8, 0), [])
     except store.StoreError as error:
         print(error, flush=True)
 """

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from alphasweep.pipeline import layout, lease
 from alphasweep.pipeline import repair as repair_module
 from alphasweep.pipeline.dataset import DONE, MISSING, cell_variables
+from alphasweep.pipeline.grid import Block
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.reading import open_sweep
 from alphasweep.pipeline.repair import repair
-from alphasweep.pipeline.store import Block, Failure, Store, StoreError, hand_in
+from alphasweep.pipeline.store import Failure, Store, StoreError, hand_in
 from alphasweep.pipeline.verify import Report, verify
 from tests.conftest import bits, fill, parts_of, seen_by, tiny
 

@@ -11,11 +11,9 @@ import json
 import os
 import re
 import tempfile
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +24,13 @@ import numpy.typing as npt
 
 from alphasweep.kernels.descent import Outcome
 from alphasweep.pipeline import layout
-from alphasweep.pipeline.dataset import FAILED, GRID, STATUS
+from alphasweep.pipeline.dataset import FAILED, STATUS
+from alphasweep.pipeline.grid import Geometry, Place
 from alphasweep.pipeline.inbox import DamagedError
 from alphasweep.pipeline.messages import SweepError
 from alphasweep.pipeline.part import Part
 from alphasweep.pipeline.spec import Sweep
 from alphasweep.pipeline.store import Store, StoreError
-
-Place = tuple[int, int, int]
-"""Of a block: the place of its alpha, its N, and its chunk along seed."""
 
 CHUNK = re.compile(r"(c\.)?(\d+(?:\.\d+)*)")
 """The name of a chunk's file, in either of the two spellings."""
@@ -65,60 +61,16 @@ class View:
         except Exception as error:  # of Zarr, which has many for metadata that it cannot read
             raise UnsoundError(f"Zarr cannot read what it says: {error}") from None
         attributes = layout.attributes_of(self.root)
-        self.per_chunk, self.codes = attributes["seeds_per_chunk"], attributes["code_versions"]
+        self.geometry = Geometry(self.sweep.grid, attributes["seeds_per_chunk"])
+        self.codes = attributes["code_versions"]
         self.cell_variables: list[str] = attributes["cell_variables"]
-        grid = self.sweep.grid
         self._inbox = store.inbox()
-        self._blocks = (len(grid.alpha), len(grid.N), -(-len(grid.seed) // self.per_chunk))
-        self._index = {axis: {v: i for i, v in enumerate(getattr(grid, axis))} for axis in GRID[:2]}
 
     @cached_property
     def fixed(self) -> dict[str, npt.NDArray[Any]]:
         """Values that follow from the sweep: of the coordinates, and ``measurements``."""
         _, values = _fresh(self.sweep, tuple(self.cell_variables))
         return values
-
-    def places(self) -> Iterator[Place]:
-        """All blocks."""
-        alphas, sizes, chunks = map(range, self._blocks)
-        return product(alphas, sizes, chunks)
-
-    def has(self, place: Place) -> bool:
-        """Whether there is such a block."""
-        return all(0 <= i < n for i, n in zip(place, self._blocks, strict=True))
-
-    def rows(self, place: Place) -> tuple[int, int, slice]:
-        """Where a block is in an array."""
-        i, j, k = place
-        end = min((k + 1) * self.per_chunk, len(self.sweep.grid.seed))
-        return i, j, slice(k * self.per_chunk, end)
-
-    def cells(self, place: Place, among: npt.NDArray[np.bool_] | None = None) -> Part:
-        """Name the cells of a block, or some of them."""
-        i, j, rows = self.rows(place)
-        seeds = np.array(self.sweep.grid.seed[rows])
-        seeds = seeds if among is None else seeds[among]
-        return Part(self.sweep.grid.alpha[i], self.sweep.grid.N[j], int(seeds[0]), int(seeds[-1]))
-
-    def places_of(self, part: Part) -> list[tuple[Place, slice]]:
-        """Find the blocks that hold cells of a part, and the rows of these in each."""
-        i, j = self._index["alpha"].get(part.alpha), self._index["N"].get(part.N)
-        seeds, length = self.sweep.grid.seed, self.per_chunk
-        first, end = bisect_left(seeds, part.first_seed), bisect_right(seeds, part.last_seed)
-        if i is None or j is None or first >= end:
-            return []
-        return [
-            ((i, j, k), slice(max(first - k * length, 0), min(end - k * length, length)))
-            for k in range(first // length, (end - 1) // length + 1)
-        ]
-
-    def place_of(self, part: Part) -> Place | None:
-        """Find the block that holds all of a part; None if there is none."""
-        found = self.places_of(part)
-        if len(found) != 1:
-            return None
-        ((place, rows),) = found
-        return place if rows.stop - rows.start == len(part.seeds) else None
 
     def file(self, name: str, place: tuple[int, ...]) -> Path:
         """Path of a chunk."""
@@ -136,7 +88,7 @@ class View:
         values = values.reshape(array.chunks)
         if name not in self.cell_variables:
             return values
-        _, _, rows = self.rows(place)  # type: ignore[arg-type]
+        _, _, rows = self.geometry.rows(place)  # type: ignore[arg-type]
         return values[0, 0, : rows.stop - rows.start]
 
     def has_waiting(self, part: Part) -> bool:
@@ -162,7 +114,7 @@ class View:
             part = part_of(entry.name, ".json")
             with suppress(UnsoundError):
                 read_object(self.store.errors_folder / entry.name)
-                for place, rows in self.places_of(part) if part else ():
+                for place, rows in self.geometry.pieces(part) if part else ():
                     explained.setdefault(place, []).append(rows)
         return explained
 
@@ -192,7 +144,7 @@ def states(
     view: View, part: Part, status: Callable[[Place], npt.NDArray[np.int8]]
 ) -> npt.NDArray[np.int8]:
     """Status of the cells of a part that are in the grid, given that of blocks."""
-    found = [status(place)[rows] for place, rows in view.places_of(part)]
+    found = [status(place)[rows] for place, rows in view.geometry.pieces(part)]
     return np.concatenate(found) if found else np.zeros(0, np.int8)
 
 
