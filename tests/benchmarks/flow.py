@@ -4,13 +4,14 @@
     python tests/benchmarks/flow.py cost [MATRICES]
     python tests/benchmarks/flow.py certificates [MATRICES]
 
-a = 1, float32, 16 starts a matrix, tolerance 1e-3. `agree` runs the same starts by the flow and by
-plain steps of 0.03 and of 0.01 until each is decided: recovered, at rest (of the flow proven, of
-plain steps a speed below 1e-5), or still moving at t = 2000. P is compared by McNemar's exact test
-of the runs that ended differently, which is how far from 1/2 the share is that only one of both
-recovers. Plain steps of 0.03 against those of 0.01 are the yardstick. Products and processor
-seconds are those of one run; the looks for rest are in the seconds. `cost` follows all runs that do
-not recover to t = 500, by the flow and by plain steps of 0.03.
+a = 1, float32, 16 starts a matrix, tolerance 1e-3. `agree` runs the same starts by the flow, by the
+flow with a tolerance of 1e-4, and by plain steps of 0.03 and of 0.01 until each is decided:
+recovered, at rest (of the flow proven, of plain steps a speed below 1e-5), or still moving at
+t = 2000. P is compared by McNemar's exact test of the runs that ended differently, which is how far
+from 1/2 the share is that only one of both recovers. Plain steps of 0.03 against those of 0.01 are
+the yardstick: that is how much the runs of plain steps themselves depend on the step. Products and
+processor seconds are those of one run; the looks for rest are in the seconds. `cost` follows all
+runs that do not recover to t = 500, by the flow and by plain steps of 0.03.
 
 `certificates` goes on from where each run was called trapped, to ten times its time, and counts
 those that recover; and runs of before once more, without an end, and counts those that were
@@ -46,9 +47,10 @@ def problem(N: int, alpha: float, seed: int) -> tuple[Instance, Array]:
     return draw_instance(1, N, seed, M=round(alpha * N)), uniform_starts(1, N, seed, range(STARTS))
 
 
-def by_flow(instance: Instance, W: Array) -> Any:
+def by_flow(tolerance: float, instance: Instance, W: Array) -> Any:
     """Follow the flow until every start is decided."""
-    return flow(instance, W, loss=LOSS, record=(0.0, T_AGREE), rest_within=REST_WITHIN)
+    end = {"record": (0.0, T_AGREE), "rest_within": REST_WITHIN}
+    return flow(instance, W, loss=LOSS, tolerance=tolerance, **end)
 
 
 def by_steps(rate: float, instance: Instance, W: Array) -> Any:
@@ -63,46 +65,67 @@ def by_steps(rate: float, instance: Instance, W: Array) -> Any:
     )
 
 
+METHODS = {
+    "flow": partial(by_flow, 1e-3),
+    "fine flow": partial(by_flow, 1e-4),
+    "0.03": partial(by_steps, 0.03),
+    "0.01": partial(by_steps, 0.01),
+}
+PAIRS = (("flow", "0.03"), ("flow", "0.01"), ("flow", "fine flow"), ("0.03", "0.01"))
+
+
 def compare(N: int, alpha: float, seed: int) -> list[tuple[Array, Array, float]]:
-    """Return outcomes, products and seconds of all starts by flow, and by both plain steps."""
+    """Return outcomes, products and seconds of all starts by each of the methods."""
     instance, W = problem(N, alpha, seed)
     found = []
     with threadpool_limits(limits=1, user_api="blas"):
-        for method in (by_flow, partial(by_steps, 0.03), partial(by_steps, 0.01)):
+        for method in METHODS.values():
             began = time.process_time()
             run = method(instance, W)
             found.append((run.outcome, run.products, time.process_time() - began))
     return found
 
 
+def mcnemar(one: Array, other: Array) -> float:
+    """Return how likely it is that two methods with the same P differ by so much."""
+    only = int((one & ~other).sum()), int((~one & other).sum())
+    return float(stats.binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0
+
+
 def agree(over: Callable[..., Any], matrices: int) -> None:
     """Print a row for each N and alpha."""
+    pairs = " | ".join(f"{one}, {other}" for one, other in PAIRS)
     print(
-        "| N | alpha | runs | P flow / 0.03 / 0.01 | undecided | p flow, 0.03 | ended differently: "
-        "flow, 0.03 | 0.03, 0.01 | products flow / 0.03 | seconds flow / 0.03 |"
+        f"| N | alpha | runs | P {' / '.join(METHODS)} | undecided "
+        f"| ended differently (p): {pairs} | products flow / 0.03 | seconds flow / 0.03 |"
     )
-    print("|" + "---|" * 10)
+    print("|" + "---|" * (7 + len(PAIRS)))
     for N, alphas in AGREE.items():
         for alpha in alphas:
             cells = list(over(partial(compare, N, alpha), range(matrices)))
-            outcome, products = (
-                np.array([[method[i] for method in cell] for cell in cells]) for i in (0, 1)
+            by = {
+                name: [np.array([cell[k][i] for cell in cells]) for i in range(3)]
+                for k, name in enumerate(METHODS)
+            }
+            recovered = {name: found[0] == Outcome.RECOVERED for name, found in by.items()}
+            moving = [(found[0] == Outcome.UNDECIDED).mean() for found in by.values()]
+            pairs = " | ".join(
+                f"{(recovered[a] != recovered[b]).mean():.1%} "
+                f"({mcnemar(recovered[a], recovered[b]):.2f})"
+                for a, b in PAIRS
             )
-            seconds = np.array([[method[2] for method in cell] for cell in cells])
-            recovered = outcome == Outcome.RECOVERED
-            us, steps, short = recovered[:, 0], recovered[:, 1], recovered[:, 2]
-            only = int((us & ~steps).sum()), int((~us & steps).sum())
-            p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
-            P = " / ".join(f"{each.mean():.3f}" for each in (us, steps, short))
-            moving = (outcome == Outcome.UNDECIDED).mean((0, 2))
+            spent = [
+                (each["flow"], each["0.03"], each["0.03"] / each["flow"])
+                for each in ({n: found[i].sum() for n, found in by.items()} for i in (1, 2))
+            ]
+            runs = recovered["flow"].size
+            costs = " | ".join(
+                f"{us / runs:.3g} / {them / runs:.3g} = 1/{ratio:.1f}" for us, them, ratio in spent
+            )
             print(
-                f"| {N} | {alpha:g} | {us.size} | {P} | "
-                f"{' / '.join(f'{each:.3f}' for each in moving)} | {p:.2f} | "
-                f"{(us != steps).mean():.1%} | {(steps != short).mean():.1%} | "
-                f"{products[:, 0].mean():.0f} / {products[:, 1].mean():.0f} = "
-                f"1/{products[:, 1].mean() / products[:, 0].mean():.1f} | "
-                f"{seconds[:, 0].sum() / us.size:.3f} / {seconds[:, 1].sum() / us.size:.3f} = "
-                f"1/{seconds[:, 1].sum() / seconds[:, 0].sum():.1f} |",
+                f"| {N} | {alpha:g} | {runs} | "
+                f"{' / '.join(f'{each.mean():.3f}' for each in recovered.values())} | "
+                f"{' / '.join(f'{each:.3f}' for each in moving)} | {pairs} | {costs} |",
                 flush=True,
             )
 
