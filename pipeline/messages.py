@@ -131,7 +131,7 @@ def _keys(at: Location, document: Mapping[str, Any], sweep: type[BaseModel]) -> 
         model = SECTIONS[str(at[0])]
         if model is Descent:
             model = DESCENTS[_method(document)]
-    elif at[1] == "only":
+    elif at[1:2] == ("only",):
         model = Box if len(at) == 4 else FloatRange
     elif len(at) == 3:
         model = LogRange if at[1] == "times" else FloatRange

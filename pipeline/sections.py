@@ -35,6 +35,11 @@ MAX_VALUES = 1_000_000
 
 _Number = TypeVar("_Number", int, float)
 
+# Before the tables that use them: pydantic 2.10 takes a key for optional whose type comes later.
+_Positive = Annotated[float, Field(gt=0)]
+_Size = Annotated[int, Field(ge=2, le=_MOST)]
+_Label = Annotated[int, Field(ge=0, le=_MOST)]
+
 
 class Table(BaseModel):
     """A frozen table without unknown keys, whose values have the very types of TOML."""
@@ -106,10 +111,6 @@ def _ascending(values: tuple[_Number, ...]) -> tuple[_Number, ...]:
         raise ValueError(f"values must differ; got {repeated} more than once")
     return tuple(sorted(values))
 
-
-_Positive = Annotated[float, Field(gt=0)]
-_Size = Annotated[int, Field(ge=2, le=_MOST)]
-_Label = Annotated[int, Field(ge=0, le=_MOST)]
 
 _AXIS = (Field(min_length=1), AfterValidator(_ascending))
 _Times = Annotated[

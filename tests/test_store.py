@@ -330,12 +330,12 @@ def test_a_part_stays_until_its_chunks_are_read_back(
             there.setattr(
                 layout, "open_arrays", lambda *a: (found := real(*a)) | {"mu": Deaf(found["mu"])}
             )
-            writer._grid = None
-            with pytest.raises(AssertionError):
+            writer._arrays = None
+            with pytest.raises(StoreError, match="mu at alpha = 2, N = 8 reads back otherwise"):
                 writer.collect()
         assert store.status()[0, 0].tolist() == [DONE, MISSING, MISSING]
         assert store.parts() == [part]
-        writer._grid = None
+        writer._arrays = None
         writer.collect()
     assert (store.status()[0, 0] == DONE).all()
 
@@ -631,6 +631,7 @@ def test_a_stalled_driver_that_comes_back_does_not_write(
     script = f"""
 import os, signal
 from alphasweep.pipeline import lease, store
+from alphasweep.pipeline.grid import Block
 lease.LEASE_SECONDS = 0.5
 with store.Store({str(full.path)!r}).lock() as writer:
     print("mine", flush=True)
