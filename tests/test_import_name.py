@@ -37,6 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("options", [[], ["-P"]], ids=["as it comes", "safe path"])
+@pytest.mark.long
 def test_own_modules_of_a_user_are_not_in_the_way(here: Path, options: list[str]) -> None:
     """A script, a line of Python, and the command line work beside them."""
     (here / "script.py").write_text(SCRIPT)
@@ -46,6 +47,7 @@ def test_own_modules_of_a_user_are_not_in_the_way(here: Path, options: list[str]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.long
 def test_a_submitted_driver_imports_nothing_of_its_folder(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

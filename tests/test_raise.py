@@ -424,6 +424,7 @@ def test_commands_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "Nothing to add" in said("extend", "tiny.zarr", "--t-max", "60")
 
 
+@pytest.mark.long
 def test_run_computes_them(tmp_path: Path) -> None:
     """`run` takes a sweep with a larger t_max as it takes one with more values, and tells it."""
     early, late = (sweep("gd", t_max, N=[12]) for t_max in (EARLY, LATE))

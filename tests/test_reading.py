@@ -135,6 +135,7 @@ def test_labels_that_are_not_the_sweeps_are_refused(full: Store, name: str) -> N
         open_sweep(full.path)
 
 
+@pytest.mark.long
 def test_reading_while_a_run_commits(store: Store, tmp_path: Path) -> None:
     """Never an error, never a done cell without its numbers, and these are the final ones."""
     other = Store(tmp_path / "final.zarr")

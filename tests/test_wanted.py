@@ -76,6 +76,7 @@ def test_a_plan_asks_for_what_is_wanted() -> None:
     assert plan.disk * 12 == make_plan(tiny(), MODEL).disk * 5
 
 
+@pytest.mark.long
 def test_a_run_computes_and_counts_what_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
