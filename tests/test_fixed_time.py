@@ -47,6 +47,7 @@ def dataset(path: Path, method: str, t_max: float) -> xr.Dataset:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.long
 def test_a_time_of_a_decided_store_is_a_store_of_that_time(tmp_path: Path, method: str) -> None:
     """Who recovered and when, who is decided, P and alpha_half by t; also at t itself.
 

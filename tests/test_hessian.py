@@ -314,6 +314,7 @@ def test_an_impossible_number_of_modes_is_refused_in_words(modes: int) -> None:
 # The theory of large N
 
 
+@pytest.mark.long
 def test_arpack_against_the_theory_along_a_run() -> None:
     """At N = 2000, alpha = 4, a = 1 edge and outlier are within 0.05 at t = 0, 0.5, 1, 2 and 4.
 

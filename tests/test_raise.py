@@ -115,6 +115,7 @@ def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ("method", "records"),
     [*((method, records) for method in METHODS for records in RECORDS), ("auto", "the same")],
 )
+@pytest.mark.long
 def test_a_raised_store_ends_as_a_fresh_one(tmp_path: Path, method: str, records: str) -> None:
     """To the bit in all variables; and only cells whose numbers change are computed again."""
     early, late = (
@@ -232,6 +233,7 @@ class Interrupted:
         return call
 
 
+@pytest.mark.long
 def test_a_raise_that_breaks_off_anywhere_can_be_done_again(
     ends: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

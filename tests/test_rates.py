@@ -129,6 +129,7 @@ def test_times_are_those_at_which_all_sizes_have_a_step(tmp_path: Path) -> None:
             np.testing.assert_array_equal(cell.recovery_time, alone.recovery_time)
 
 
+@pytest.mark.long
 def test_a_wider_sweep_changes_no_rate_and_no_bit(tmp_path: Path) -> None:
     """The rate of an (alpha, N) depends on nothing but the loss; the wider store is sound."""
     store, whole = Store(tmp_path / "auto.zarr"), Store(tmp_path / "whole.zarr")

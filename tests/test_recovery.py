@@ -211,6 +211,7 @@ def test_a_planted_alpha_half_is_recovered_within_its_error(spread: float) -> No
 
 @pytest.mark.parametrize(("spread", "most"), [(0.1, 0.985), (0.25, 0.985), (0.0, 1.0)])
 @pytest.mark.parametrize("matrices", [4, 5, 6])
+@pytest.mark.long
 def test_few_matrices_give_an_interval_that_covers(
     matrices: int, spread: float, most: float
 ) -> None:
@@ -698,6 +699,7 @@ def test_undecided_runs_that_matter_to_nothing_are_not_told_of() -> None:
     assert (str(half.note.item()), int(half.undecided)) == ("", 1)
 
 
+@pytest.mark.long
 def test_the_interval_covers_what_runs_would_have_done() -> None:
     """With a fifth of the runs undecided, 95 % intervals hold alpha_half of the truth.
 
