@@ -1,7 +1,9 @@
 """P(recovery) and alpha_half, the alpha at which it is 1/2, with errors that know the matrix.
 
 All starts of one (alpha, N, seed) share a sensing matrix, and all alphas of one seed share the rows
-of it. Runs are therefore not independent: the matrix, named by its seed, is the cluster.
+of it. Runs are therefore not independent: the matrix, named by its seed, is the cluster. Where the
+matrix is revealed as it is asked, each start has its own: then each start of a seed is a cluster
+(of sensing = "auto", which has both kinds, all of a seed are one, which no error is smaller by).
 
 Both are functions of time. *By a time t* a run has recovered or it has not, whatever it did later.
 *In the end* a run has recovered, or it is trapped or has diverged and never will; one that was
@@ -24,6 +26,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools.sm_exceptions import ModelWarning
 
+from alphasweep.kernels.instance import ONE_A_START
 from alphasweep.kernels.problem import LOSSES
 from alphasweep.kernels.rates import recorded_unit
 
@@ -582,7 +585,7 @@ def _count(ds: xr.Dataset, by: By) -> xr.Dataset:
     timed = ["recovery_time"] if np.isfinite(times).any() else []
     # A dataset opened from a store is lazy; statsmodels and scipy.stats want numbers.
     names = ["status", "recovered", *timed, *[name for name in ("outcome",) if name in ds]]
-    ds = ds[names].compute()
+    ds = _matrix_by_matrix(ds[names].compute())
     counted = ds["recovered"].where(is_done(ds))
     moving = ended(ds, counted, "undecided").sum("start")
 
@@ -601,6 +604,15 @@ def _count(ds: xr.Dataset, by: By) -> xr.Dataset:
         moving=moving,
         diverged=ended(ds, counted, "diverged").sum("start"),
     )
+
+
+def _matrix_by_matrix(ds: xr.Dataset) -> xr.Dataset:
+    """Give the starts of a seed labels of seeds, where each has a sensing matrix of its own."""
+    if "sweep" not in ds.attrs or descent_of(ds)["sensing"] not in ONE_A_START:
+        return ds
+    stacked = ds.stack(matrix=("seed", "start"), create_index=False).drop_vars(["seed", "start"])
+    alone = stacked.rename(matrix="seed").assign_coords(seed=np.arange(stacked.sizes["matrix"]))
+    return alone.expand_dims(start=[0], axis=-1).assign(status=alone["status"])
 
 
 def _on_grid(ds: xr.Dataset, time: float) -> float:

@@ -10,13 +10,14 @@ batch and the others go on. How a start ended is data (`Outcome`), never an exce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
 
 from alphasweep.kernels.instance import Instance
 from alphasweep.kernels.loss import Array, Loss, energy, multiplier
+from alphasweep.kernels.revealed import OutgrownError
 from alphasweep.kernels.spectrum import spectrum
 
 Probe = Callable[[int, Array], None]
@@ -158,7 +159,14 @@ def descend(
         return loss.slope_in_place(block, here, weighted[: len(block)])
 
     for step in range(last + 1):
-        instance.sensing.round_trip(W, weigh, y_hat, displacement)
+        try:
+            instance.sensing.round_trip(W, weigh, y_hat, displacement)
+        except OutgrownError:
+            result.outcome[running] = _UNDECIDED
+            result.steps[running], result.end_time[running] = step, learning_rate * step
+            result.products[running] = 2 * step
+            result.final_overlap[running] = w_star @ W
+            break
         overlap = w_star @ W
         ended = (np.abs(overlap) > recovered_at) * _RECOVERED
 
@@ -240,6 +248,12 @@ def _speed(W: Array, displacement: Array, mu: Array, learning_rate: float) -> Ar
     """``|P grad L| / sqrt(N)`` of each start, (R,): rms velocity of a component."""
     tangent = displacement / -learning_rate - W * mu.astype(W.dtype)
     return np.asarray(np.sqrt(np.square(tangent).mean(axis=0, dtype=np.float64)))
+
+
+def joined(each: Sequence[Trajectory]) -> Trajectory:
+    """Return what all starts of several descents did, those of the first descent first."""
+    names = [field.name for field in fields(Trajectory)]
+    return Trajectory(**{n: np.concatenate([getattr(one, n) for one in each]) for n in names})
 
 
 def nothing_yet(R: int, T: int) -> Trajectory:

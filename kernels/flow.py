@@ -27,7 +27,9 @@ from alphasweep.kernels.hessian import curvatures
 from alphasweep.kernels.instance import Instance
 from alphasweep.kernels.loss import Array, Loss, energy, multiplier
 from alphasweep.kernels.rest import rest
-from alphasweep.kernels.spectrum import spectrum
+from alphasweep.kernels.revealed import OutgrownError
+from alphasweep.kernels.sensing import Sensing
+from alphasweep.kernels.spectrum import spectrum, upper_edge
 
 Indices = npt.NDArray[np.intp]
 
@@ -136,16 +138,20 @@ def flow(
     if not running.size:
         return result
 
-    V, radius = field.power(now, now.F, _FIRST_POWERS)
-    products += 2 * _FIRST_POWERS
+    V, radius, asked = field.radius(now, now.F, _FIRST_POWERS)
+    products += asked
     step, previous, stale = 1 / radius, (0.0, 0.0), 0
     while running.size:
         if stale >= _REFRESH:
-            V, radius = field.power(now, V, _POWERS)
-            products, stale = products + 2 * _POWERS, 0
+            V, radius, asked = field.radius(now, V, _POWERS)
+            products, stale = products + asked, 0
         step = min(step, 0.65 * (most_stages**2 - 1) / radius)
         stages = min(most_stages, max(2, int(1 + np.sqrt(1 + _CLEAR * step * radius))))
-        then = field.at(_sphere(chebyshev(field, now, step, stages), N))
+        try:
+            then = field.at(_sphere(chebyshev(field, now, step, stages), N))
+        except OutgrownError:
+            end(np.arange(running.size), Outcome.UNDECIDED, now, t)
+            break
         products += 2 * stages
         error = _rms(0.8 * (now.W - then.W) + 0.4 * step * (now.F + then.F))
         worst = float(error.max()) / tolerance
@@ -169,10 +175,10 @@ def flow(
         while next_record < len(record) and record[next_record] <= t + step:
             W = _sphere(cubic((record[next_record] - t) / step).astype(dtype), N)
             if next_record == len(record) - 1:
-                last = field.at(W)
+                last = field.at(W, instance.sensing.fork())
                 y_hat = last.y_hat
             else:
-                y_hat = instance.sensing.forward(W)
+                y_hat = instance.sensing.fork().forward(W)
             products += 1
             note(next_record, W, y_hat, np.flatnonzero(recovery >= record[next_record]))
             next_record += 1
@@ -263,8 +269,11 @@ class Field:
         self._each: tuple[Array, ...] = ()
         self._weighted = np.empty((0, 0), y.dtype)
 
-    def at(self, W: Array) -> Point:
-        """Evaluate at W (N, R), which need not be on the sphere: P is that of W's own length."""
+    def at(self, W: Array, sensing: Sensing | None = None) -> Point:
+        """Evaluate at W (N, R), which need not be on the sphere: P is that of W's own length.
+
+        A `sensing` is asked instead of the instance's, whose fork it is.
+        """
         M, R = self.instance.M, W.shape[1]
         if self._weighted.shape[1] != R:  # equal shapes multiply faster
             self._each = tuple(np.repeat(term, R, axis=1) for term in self._terms)
@@ -276,16 +285,19 @@ class Field:
             here = tuple(term[rows] for term in each)
             return self.loss.slope_in_place(block, here, weighted[: len(block)])
 
-        self.instance.sensing.round_trip(W, weigh, y_hat, F)
+        (sensing or self.instance.sensing).round_trip(W, weigh, y_hat, F)
         F -= W * (_dot(W, F) / _dot(W, W)).astype(W.dtype)
         return Point(W, y_hat, F)
 
-    def power(self, at: Point, V: Array, times: int) -> tuple[Array, float]:
+    def radius(self, at: Point, V: Array, times: int) -> tuple[Array, float, int]:
         """Estimate the largest modulus of the Riemannian Hessian's eigenvalues over all starts.
 
-        Returns V after `times` power iterations, and the estimate with its margin.
+        Returns V after `times` power iterations, the estimate with its margin, and the products
+        that it took. A sensing that remembers is not asked: there it is the edge at large N.
         """
         instance = self.instance
+        if instance.sensing.remembers:
+            return V, self._edges(at) * _SAFETY, 0
         curvature = curvatures(instance, at.y_hat, self.loss).astype(at.W.dtype, copy=False)
         mu = multiplier(at.y_hat, instance.y, self.loss).astype(at.W.dtype)
         scratch, out = np.empty_like(at.y_hat), np.empty_like(at.W)
@@ -301,7 +313,15 @@ class Field:
             out -= mu * V
             V = out - at.W * (_dot(at.W, out) / _dot(at.W, at.W)).astype(V.dtype)
             length = np.sqrt(_dot(V, V))
-        return V, max(float(length.max()) * _SAFETY, float(np.finfo(V.dtype).tiny))
+        largest = max(float(length.max()) * _SAFETY, float(np.finfo(V.dtype).tiny))
+        return V, largest, 2 * times
+
+    def _edges(self, at: Point) -> float:
+        """Larger distance from 0 of both edges of the Riemannian Hessian's bulk."""
+        second = self.loss.second(at.y_hat, self.instance.y[:, None])
+        mu = multiplier(at.y_hat, self.instance.y, self.loss)
+        highest, lowest = (upper_edge(sign * second, self.instance.N) for sign in (1, -1))
+        return float(np.maximum(np.abs(highest - mu), np.abs(lowest + mu)).max())
 
 
 class Coefficients(NamedTuple):

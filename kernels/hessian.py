@@ -53,8 +53,8 @@ class RiemannianHessian(LinearOperator):  # type: ignore[misc]
     """
 
     def __init__(self, instance: Instance, w: Array, *, loss: Loss) -> None:
-        y_hat = instance.sensing.forward(w[:, None])
-        self._sensing = instance.sensing
+        self._sensing = instance.sensing.fork()
+        y_hat = self._sensing.forward(w[:, None])
         self._curvature = curvatures(instance, y_hat, loss)
         self.mu = float(multiplier(y_hat, instance.y, loss)[0])
         bound = float(np.abs(self._curvature).max()) * (1 + np.sqrt(instance.M / instance.N)) ** 2

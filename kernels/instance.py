@@ -3,23 +3,39 @@
 Every random number belongs to a stream named by (root_seed, N, seed, purpose), never by a position
 in a grid. So a wider grid, another order or a resume changes no number, and at one (N, seed) a
 larger alpha extends the same sensing matrix by rows (common random numbers along alpha).
+
+That holds of a matrix that is held. One that is revealed as it is asked belongs to the run that
+asks: each start has one of its own, and so has each M.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from alphasweep.kernels.loss import Array
-from alphasweep.kernels.sensing import SENSINGS, Sensing
+from alphasweep.kernels.revealed import RevealedSensing
+from alphasweep.kernels.sensing import Sensing, gaussian_sensing
 
 Signal = Literal["planted", "null"]
 
 # What a stream is for; part of its name, so these numbers are for ever.
-_SIGNAL, _SENSING, _NULL_LABELS, _START = range(4)
+_SIGNAL, _SENSING, _NULL_LABELS, _START, _REVEALED = range(5)
+
+SENSINGS: dict[str, Callable[..., Sensing]] = {
+    "gaussian": gaussian_sensing,
+    "revealed": RevealedSensing,
+}
+"""How a sensing is drawn, by the name in a sweep file: ``(stream, M, N, dtype, **settings)``.
+
+Entries have mean 0 and variance 1/N. Of those that do not remember, more rows begin with the fewer.
+"""
+
+ONE_A_START = frozenset({"revealed"})
+"""The sensings that remember what they were asked, so that each start has to have its own."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,8 @@ def draw_instance(
     signal: Signal = "planted",
     sensing: str = "gaussian",
     precision: Literal["float32", "float64"] = "float32",
+    start: int = 0,
+    **settings: Any,
 ) -> Instance:
     """Draw sensing, signal and labels from the streams of (root_seed, N, seed).
 
@@ -85,8 +103,13 @@ def draw_instance(
     root_seed, N, seed, M : int
     signal : {"planted", "null"}
     sensing : str
-        A name in `kernels.sensing.SENSINGS`.
+        A name in `SENSINGS`.
     precision : {"float32", "float64"}
+    start : int
+        Whose the instance is, if the sensing is in `ONE_A_START`: then sensing and null labels
+        belong to (M, start), too.
+    **settings
+        Of the sensing.
 
     Raises
     ------
@@ -96,12 +119,16 @@ def draw_instance(
     if N < 2 or M < 1:
         raise ValueError(f"an instance needs N >= 2 and M >= 1; got N = {N}, M = {M}")
     dtype = np.dtype(precision)
-    X = SENSINGS[sensing](_stream(root_seed, N, seed, _SENSING), M, N, dtype)
+    mine = (M, start) if sensing in ONE_A_START else ()
+    purpose = _REVEALED if mine else _SENSING
+    X = SENSINGS[sensing](_stream(root_seed, N, seed, purpose, *mine), M, N, dtype, **settings)
     w_star = _on_sphere(_stream(root_seed, N, seed, _SIGNAL).standard_normal(N), dtype)
     if signal == "planted":
         y = np.abs(X.forward(w_star))
     else:
-        labels = _stream(root_seed, N, seed, _NULL_LABELS).standard_normal(M, dtype=np.float32)
+        labels = _stream(root_seed, N, seed, _NULL_LABELS, *mine).standard_normal(
+            M, dtype=np.float32
+        )
         y = np.abs(labels).astype(dtype)
     return Instance(X, w_star, y)
 

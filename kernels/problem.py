@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
-from alphasweep.kernels.instance import STARTS, Instance, Signal, draw_instance
+from alphasweep.kernels.instance import (
+    ONE_A_START,
+    SENSINGS,
+    STARTS,
+    Instance,
+    Signal,
+    draw_instance,
+)
 from alphasweep.kernels.loss import LOSSES, Array, Loss
-from alphasweep.kernels.sensing import SENSINGS
+from alphasweep.kernels.revealed import TOLERANCE, is_cheaper
 
-__all__ = ["LOSSES", "SENSINGS", "STARTS", "Problem"]
+__all__ = ["AUTO", "LOSSES", "SENSINGS", "STARTS", "Problem"]
+
+AUTO = "auto"
+"""The sensing that is "gaussian" or "revealed", whichever is cheaper for a cell: `Problem.at`."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +33,12 @@ class Problem:
         With its parameters.
     signal : {"planted", "null"}
         Labels made by a signal, or labels independent of the sensing.
-    sensing, start : str
-        Names in `SENSINGS` and `STARTS`.
+    sensing : str
+        A name in `SENSINGS`, or `AUTO`.
+    start : str
+        A name in `STARTS`.
+    sensing_tolerance : float
+        Share of a query that is left out rather than opens a direction, of a revealed sensing.
 
     Raises
     ------
@@ -36,16 +50,46 @@ class Problem:
     signal: Signal = "planted"
     sensing: str = "gaussian"
     start: str = "uniform"
+    sensing_tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         for key, known in (
             ("signal", get_args(Signal)),
-            ("sensing", SENSINGS),
+            ("sensing", (*SENSINGS, AUTO)),
             ("start", STARTS),
         ):
             if getattr(self, key) not in known:
                 got = getattr(self, key)
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got {got}")
+
+    @property
+    def one_a_start(self) -> bool:
+        """Whether each start has a sensing of its own, as it remembers what it was asked."""
+        return self.sensing in ONE_A_START
+
+    @property
+    def may_reveal(self) -> bool:
+        """Whether there can be a start with a sensing of its own."""
+        return self.one_a_start or self.sensing == AUTO
+
+    def at(self, M: int, N: int, *, starts: int, t: float, round_trips: float) -> Problem:
+        """Return the problem of runs at one size, whose sensing is no longer `AUTO`.
+
+        Parameters
+        ----------
+        M, N, starts : int
+            Measurements, dimension, and starts that would share a matrix.
+        t : float
+            Physical time that runs are expected to last.
+        round_trips : float
+            How often they evaluate the gradient until then.
+        """
+        if self.sensing != AUTO:
+            return self
+        revealed = is_cheaper(
+            M, N, starts=starts, t=t, round_trips=round_trips, tolerance=self.sensing_tolerance
+        )
+        return replace(self, sensing="revealed" if revealed else "gaussian")
 
     def instance(
         self,
@@ -55,8 +99,16 @@ class Problem:
         *,
         M: int,
         precision: Literal["float32", "float64"] = "float32",
+        start: int = 0,
+        most: tuple[int, int] | None = None,
     ) -> Instance:
-        """Draw sensing, signal and labels: `kernels.instance.draw_instance`."""
+        """Draw sensing, signal and labels: `kernels.instance.draw_instance`.
+
+        `most` are the directions that a revealed sensing may open: `kernels.revealed`.
+        """
+        settings: dict[str, Any] = {}
+        if self.one_a_start:
+            settings = {"start": start, "tolerance": self.sensing_tolerance, "most": most}
         return draw_instance(
             root_seed,
             N,
@@ -65,6 +117,7 @@ class Problem:
             signal=self.signal,
             sensing=self.sensing,
             precision=precision,
+            **settings,
         )
 
     def starts(

@@ -71,9 +71,10 @@ def rest(instance: Instance, w: Array, *, loss: Loss) -> Rest:
         Deterministic: ARPACK starts from a fixed vector. An eigenvalue that did not converge, or
         a point that is not finite, is NaN, and so is not at rest.
     """
-    y_hat = instance.sensing.forward(w[:, None])
+    sensing = instance.sensing.fork()
+    y_hat = sensing.forward(w[:, None])
     slope = loss.prime(y_hat, instance.y[:, None]) * (instance.N / instance.M)
-    gradient = instance.sensing.adjoint(slope.astype(instance.sensing.dtype))[:, 0]
+    gradient = sensing.adjoint(slope.astype(sensing.dtype))[:, 0]
     tangent = gradient.astype(np.float64) - multiplier(y_hat, instance.y, loss) * w
     speed = float(np.sqrt(np.mean(np.square(tangent))))
     if not np.isfinite(speed):

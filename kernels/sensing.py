@@ -1,6 +1,8 @@
 """The sensing matrix as an operator: the descent asks for products, never for the array.
 
-Anything with the members of `Sensing` can be descended on. `DenseSensing` holds the matrix.
+Anything with the members of `Sensing` can be descended on. `DenseSensing` holds the matrix;
+`kernels.revealed` has one that is drawn as it is asked. The descent asks the sensing itself; who
+looks at a descent (probes, certificates of rest, what is recorded between its steps) asks a fork.
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ class Sensing(Protocol):
     def dtype(self) -> np.dtype[np.floating]:
         """Precision of the products."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether its products depend on those that were asked before."""
+
+    def fork(self) -> Sensing:
+        """Return a sensing of the same products so far, whose further ones change nothing here."""
+
     def forward(self, W: Array) -> Array:
         """``X W``, (M, R), for ``W`` of shape (N, R); (M,) for (N,)."""
 
@@ -58,8 +67,14 @@ class DenseSensing:
         Entries iid N(0, 1/N) for Gaussian sensing; sets the precision of everything.
     """
 
+    remembers = False
+
     def __init__(self, X: Array) -> None:
         self.X = np.ascontiguousarray(X)
+
+    def fork(self) -> DenseSensing:
+        """Return itself: its products are always the same."""
+        return self
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -108,15 +123,6 @@ def gaussian_sensing(
     X = stream.standard_normal((M, N), dtype=np.float32).astype(dtype, copy=False)
     X *= dtype.type(1 / np.sqrt(N))
     return DenseSensing(X)
-
-
-SENSINGS: dict[str, Callable[[np.random.Generator, int, int, np.dtype[np.floating]], Sensing]] = {
-    "gaussian": gaussian_sensing
-}
-"""How a sensing (M, N) is drawn from a stream in a precision, by the name in a sweep file.
-
-Entries have mean 0 and variance 1/N, and more rows begin with those that fewer rows have.
-"""
 
 
 def _multiply(A: Array, B: Array, out: Array) -> None:

@@ -108,6 +108,20 @@ COMPUTED: dict[str, Variable] = {
     "seconds": Variable(GRID, "float64", "time the cell took on one core", "s"),
 }
 
+# Of a sensing that is revealed as it is asked, at the end of each run; NaN of one that is held.
+OF_REVEALED: dict[str, Variable] = {
+    "right_rank": Variable(_RUN, "float64", "directions w along which the sensing was revealed"),
+    "left_rank": Variable(
+        _RUN,
+        "float64",
+        "directions of samples along which the sensing was revealed; a run that needs more than "
+        "were planned for ends as undecided, its end_time below t_max",
+    ),
+    "health": Variable(
+        _RUN, "float64", "largest error of the orthonormality of what was revealed, and of its use"
+    ),
+}
+
 # What the store says of every cell; `status` is written last.
 KEPT: dict[str, Variable] = {
     "code": Variable(
@@ -154,9 +168,10 @@ def cell_variables(recipe: Recipe) -> dict[str, Variable]:
 
     A store has those that its attribute ``cell_variables`` lists, which may be fewer or others.
     """
+    revealed = OF_REVEALED if recipe.problem.may_reveal else {}
     computed = {
         name: variable
-        for name, variable in COMPUTED.items()
+        for name, variable in (COMPUTED | revealed).items()
         if all(AXES[axis](recipe).size for axis in variable.dims[len(GRID) :])
     }
     return computed | KEPT

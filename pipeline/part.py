@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from alphasweep.kernels.descent import Outcome
+from alphasweep.kernels.descent import Outcome, Trajectory, joined
 from alphasweep.kernels.hessian import Eigenpairs, lowest_eigenpairs
 from alphasweep.kernels.instance import Instance, measurements
 from alphasweep.kernels.loss import Array
 from alphasweep.kernels.methods import METHODS
-from alphasweep.pipeline.dataset import cell_dtype
+from alphasweep.kernels.revealed import HEALTHY, RevealedSensing, UnhealthyError, most_ranks
+from alphasweep.pipeline.dataset import OF_REVEALED, cell_dtype
 from alphasweep.pipeline.recipe import Recipe
 
 Cells = npt.NDArray[Any]
@@ -72,27 +73,64 @@ def compute(recipe: Recipe, part: Part) -> Cells:
 
 def _compute_cell(recipe: Recipe, alpha: float, N: int, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
-    problem, settings = recipe.problem, recipe.descent.at(recipe.problem.loss, alpha, N)
-    M, precision = measurements(alpha, N), settings.precision
-    instance = problem.instance(recipe.root_seed, N, seed, M=M, precision=precision)
-    starts = problem.starts(recipe.root_seed, N, seed, recipe.start, precision=precision)
-    probe = _HessianProbe(recipe, instance)
-    run = METHODS[settings.method](
-        instance,
-        starts,
-        loss=problem.loss,
-        record=[settings.count(problem.loss, time) for time in recipe.times.tolist()],
-        recovered_at=settings.recovered_at,
-        probe=probe if recipe.probe_steps else None,
-        **settings.own,
+    problem, settings = (
+        recipe.problem_at(alpha, N),
+        recipe.descent.at(recipe.problem.loss, alpha, N),
     )
-    probed = {"lambda_min": probe.values, "signal_overlap": probe.overlaps} if recipe.modes else {}
+    M, precision = measurements(alpha, N), settings.precision
+    most = most_ranks(settings.lasts(N), M, N, problem.sensing_tolerance)
+    together = [(start,) for start in recipe.start] if problem.one_a_start else [recipe.start]
+    probed: dict[str, Any] = {}
+    runs: list[Trajectory] = []
+    known: list[tuple[float, float, float]] = []
+    for start in together:
+        instance = problem.instance(
+            recipe.root_seed, N, seed, M=M, precision=precision, start=start[0], most=most
+        )
+        probe = _HessianProbe(recipe, instance)
+        run = METHODS[settings.method](
+            instance,
+            problem.starts(recipe.root_seed, N, seed, start, precision=precision),
+            loss=problem.loss,
+            record=[settings.count(problem.loss, time) for time in recipe.times.tolist()],
+            recovered_at=settings.recovered_at,
+            probe=probe if recipe.probe_steps and not runs else None,
+            **settings.own,
+        )
+        if recipe.modes and not runs:
+            probed = {"lambda_min": probe.values, "signal_overlap": probe.overlaps}
+        runs.append(run)
+        known += [_revealed(instance)] * len(start)
+    if recipe.problem.may_reveal:
+        probed |= dict(zip(OF_REVEALED, zip(*known, strict=True), strict=True))
+    run = joined(runs)
     return {
         **{field.name: getattr(run, field.name) for field in fields(run)},
         **probed,
         "recovered": run.outcome == Outcome.RECOVERED,
         "seconds": time.perf_counter() - began,
     }
+
+
+def _revealed(instance: Instance) -> tuple[float, float, float]:
+    """Right and left directions of a revealed sensing, and its health; NaN of one that is held.
+
+    Raises
+    ------
+    UnhealthyError
+        If the directions are not orthonormal, so that the run is not that of any matrix.
+    """
+    sensing = instance.sensing
+    if not isinstance(sensing, RevealedSensing):
+        return np.nan, np.nan, np.nan
+    health = sensing.health()
+    if not health <= HEALTHY:
+        raise UnhealthyError(
+            f"the revealed sensing must be orthonormal to {HEALTHY:g} at the end of a run; got "
+            f"{health:.2g} with {sensing.ranks} directions: raise sensing_tolerance, or set "
+            'precision = "float64"'
+        )
+    return *sensing.ranks, health
 
 
 class _HessianProbe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -18,7 +18,9 @@ from alphasweep.kernels.flow import decided_by
 from alphasweep.kernels.hessian import DENSE_UP_TO, lowest_eigenpairs
 from alphasweep.kernels.instance import Instance, measurements
 from alphasweep.kernels.loss import Array
+from alphasweep.kernels.problem import AUTO
 from alphasweep.kernels.rates import stable_rate, too_large
+from alphasweep.kernels.revealed import LOOK, most_ranks, revealed_seconds
 from alphasweep.pipeline.dataset import DONE, FAILED, MISSING, cell_dtype, cell_variables
 from alphasweep.pipeline.grid import Block, Bools, Geometry, Ints, positions, shared, wanted
 from alphasweep.pipeline.layout import seeds_per_chunk
@@ -34,6 +36,7 @@ MARGIN = 1.5  # a part may take so much longer than predicted
 _EARLIEST = 0.1  # of t_max: when starts that recover at once are through
 _PROCESS_BYTES = 300e6  # a worker with NumPy, SciPy, xarray, zarr and distributed loaded
 _FILES_BESIDE = 40  # metadata, coordinates, lock, log
+_VECTORS = 16  # of samples and components in float64, beside a revealed sensing
 _BUSY = 2.0  # times as long takes what is measured on a free core, where all cores compute
 _PART_SECONDS = 0.05  # of each part: its file, its way, and what a worker loads for its first
 _START_SECONDS = 1.0, 5.0  # until workers on this machine are there
@@ -81,13 +84,20 @@ class Speed:
             return float(np.interp(np.log(N), np.log(_SIZES), values))
 
         M, R = measurements(alpha, N), len(recipe.start)
+        trips = recipe.descent.round_trips(recipe.problem.loss, alpha, N)
+        problem = recipe.problem_at(alpha, N)
+        if problem.one_a_start:
+            lasts, share = recipe.descent.lasts(N), problem.sensing_tolerance
+            looks = len(recipe.probe_steps) / R + _looks(recipe)
+            one = revealed_seconds(M, N, lasts, trips, share, looks=looks)
+            return self.cell + R * (one + len(recipe.steps) * (self.record + M * self.sample))
         step = self.step + 4 * M * N * R * at(self.flop)
         record = self.record + M * R * self.sample
         probe = M * N * at(self.probe)
         return (
             self.cell
             + M * N * self.entry
-            + recipe.descent.round_trips(recipe.problem.loss, alpha, N) * step
+            + trips * step
             + len(recipe.steps) * record
             + len(recipe.probe_steps) * probe
         )
@@ -197,7 +207,9 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def measured(cls, recipe: Recipe, N: int, R: int) -> _Pieces:
-        M, precision, problem = _ROWS * N, recipe.descent.precision, recipe.problem
+        # One that is held, whatever the sweep's: what a revealed one takes is counted apart.
+        problem = replace(recipe.problem, sensing="gaussian")
+        M, precision = _ROWS * N, recipe.descent.precision
 
         def draw() -> tuple[Instance, Array]:
             instance = problem.instance(0, N, 0, M=M, precision=precision)
@@ -315,7 +327,8 @@ class Plan:
         """A sentence on a learning_rate that lets starts diverge, with one that would do; or ""."""
         grid, problem = self._sweep.grid, self._sweep.problem
         rate = self._sweep.descent.own.get("learning_rate", "auto")
-        if rate == "auto" or (problem.sensing, problem.start) != ("gaussian", "uniform"):
+        known = {"gaussian", "revealed", AUTO}
+        if rate == "auto" or problem.sensing not in known or problem.start != "uniform":
             return ""
         # Where the largest eigenvalue at the start is largest.
         alpha, N = min(grid.alpha), max(grid.N)
@@ -369,7 +382,8 @@ class Plan:
             ``failed`` (and left so) or ``missing``; of the missing ones those that are computed
             ``again``, since t_max is raised; for the missing ones their ``runs`` (cells times
             starts), ``parts``, ``core_hours_least`` and ``core_hours_most``,
-            ``longest_part_seconds``, ``memory_bytes`` of a worker, and ``decided_by``, the time by
+            ``longest_part_seconds``, ``memory_bytes`` of a worker, the kinds of ``sensing`` (what
+            "auto" is at each size), and ``decided_by``, the time by
             which all but 1 % of the runs end (`kernels.flow`); the same by size in the list
             ``sizes``, with ``N``; ``files`` and ``disk_bytes`` (before compression) of the
             finished store; and ``unstable``, a sentence if the learning_rate is too large, or "".
@@ -402,6 +416,13 @@ class Plan:
             "decided_by": max(map(decided_by, sizes)),
             "longest_part_seconds": max(self.longest[N] for N in sizes),
             "memory_bytes": int(max(self.bytes[N] for N in sizes)),
+            "sensing": sorted(
+                {
+                    self._sweep.recipe.problem_at(alpha, N).sensing
+                    for alpha in self._sweep.grid.alpha
+                    for N in sizes
+                }
+            ),
         }
 
     def part_seconds(self, part: Part) -> float:
@@ -557,9 +578,20 @@ def _known(sweep: Sweep, store: Store | None) -> tuple[npt.NDArray[np.int8], Boo
     return status, mine & waiting & (status != DONE), again
 
 
+def _looks(recipe: Recipe) -> int:
+    """Look so often for the lowest eigenvalue of a run, besides its probes: for rest, by flow."""
+    return 1 if recipe.descent.own.get("rest_within") else 0
+
+
 def _peak_bytes(recipe: Recipe, alpha: float, N: int) -> float:
     M, R = measurements(alpha, N), len(recipe.start)
     size = np.dtype(recipe.descent.precision).itemsize
+    problem = recipe.problem_at(alpha, N)
+    if problem.one_a_start:
+        open_ = most_ranks(recipe.descent.lasts(N), M, N, problem.sensing_tolerance)
+        looks = 2 * LOOK if recipe.modes or _looks(recipe) else 0
+        directions = (M + N) * (sum(open_) + looks) * size
+        return float(_PROCESS_BYTES + directions + _VECTORS * (M + N) * 8)
     matrix = M * N * (size + (4 if size == 8 else 0))  # drawn in single precision
     theory = 6 * M * R * 8
     dense = 4 * N * N * 8 if recipe.modes and N <= DENSE_UP_TO else 60 * N * 8

@@ -17,6 +17,7 @@ import numpy as np
 import scipy
 from threadpoolctl import threadpool_info
 
+from alphasweep.kernels.problem import AUTO
 from alphasweep.pipeline.dataset import KEPT, OF_PAIRS, cell_variables, pair_variables
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.recipe import Recipe
@@ -166,6 +167,9 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     if "learning_rate" in pair_variables(recipe):
         _, rate = OF_PAIRS["learning_rate"]
         found["steps a unit of time"] = [1 / rate(recipe, alpha, N) for alpha, N in _PAIRS]
+    if recipe.problem.sensing == AUTO:
+        which = [recipe.problem_at(alpha, N).one_a_start for alpha, N in _PAIRS]
+        found["which are revealed"] = [float(revealed) for revealed in which]
     for name, (part, starts, settings) in _RUNS.items():
         descent = settings["descent"] | {"method": method} | _OF_METHOD.get(method, {})
         grid = {"alpha": [part.alpha], "N": [part.N], "seed": [*part.seeds], "start": starts}

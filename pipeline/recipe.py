@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from alphasweep.kernels.instance import measurements
 from alphasweep.kernels.problem import Problem
 from alphasweep.pipeline.sections import Descent
 
@@ -42,3 +43,13 @@ class Recipe:
     def times(self) -> npt.NDArray[np.float64]:
         """Physical times of `steps`, shape (len(steps),)."""
         return self.descent.unit(self.problem.loss) * np.array(self.steps, dtype=np.float64)
+
+    def problem_at(self, alpha: float, N: int) -> Problem:
+        """Return the problem of the cells at one alpha and N, whose sensing is no longer "auto"."""
+        return self.problem.at(
+            measurements(alpha, N),
+            N,
+            starts=len(self.start),
+            t=self.descent.lasts(N),
+            round_trips=self.descent.round_trips(self.problem.loss, alpha, N),
+        )

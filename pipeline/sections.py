@@ -23,9 +23,10 @@ from pydantic import (
     field_validator,
 )
 
-from alphasweep.kernels.flow import round_trips
+from alphasweep.kernels.flow import decided_by, round_trips
+from alphasweep.kernels.instance import ONE_A_START
 from alphasweep.kernels.loss import Loss
-from alphasweep.kernels.problem import LOSSES, SENSINGS, STARTS, Problem
+from alphasweep.kernels.problem import AUTO, LOSSES, SENSINGS, STARTS, Problem
 from alphasweep.kernels.rates import recorded_unit, safe_rate
 from alphasweep.pipeline.words import shown
 
@@ -267,6 +268,10 @@ class Descent(Section):
         """Return the count, in `unit`, at which what is asked at a physical time is recorded."""
         return time
 
+    def lasts(self, N: int) -> float:
+        """Return the physical time that a run is expected to last: to t_max."""
+        return self.t_max
+
     def round_trips(self, loss: Loss, alpha: float, N: int) -> float:
         """Return how often the gradient is evaluated until t_max: once a count."""
         return self.at(loss, alpha, N).count(loss, self.t_max)
@@ -330,6 +335,10 @@ class GradientFlow(Descent):
     tolerance: float = Field(default=1e-3, gt=0, le=0.1)
     rest_within: float = Field(default=0.01, ge=0)
 
+    def lasts(self, N: int) -> float:
+        """Until t_max, or until nearly all runs have ended."""
+        return min(self.t_max, decided_by(N))
+
     def round_trips(self, loss: Loss, alpha: float, N: int) -> float:
         """As they were measured: `kernels.flow.round_trips`."""
         return round_trips(N, self.t_max, self.tolerance)
@@ -357,16 +366,25 @@ class ProblemTable(Section):
     signal: Literal["planted", "null"] = "planted"
     sensing: str = "gaussian"
     start: str = "uniform"
+    sensing_tolerance: Annotated[float, Field(ge=1e-14, le=0.1)] | None = None
 
     @field_validator("loss", "sensing", "start")
     @classmethod
     def _known(cls, name: str, info: ValidationInfo) -> str:
         tables: dict[str, Collection[str]]
-        tables = {"loss": LOSSES, "sensing": SENSINGS, "start": STARTS}
+        tables = {"loss": LOSSES, "sensing": (*SENSINGS, AUTO), "start": STARTS}
         known = tables[str(info.field_name)]
         if name not in known:
             raise ValueError(f"must be one of {', '.join(known)}; got {shown(name)}")
         return name
+
+    @field_validator("sensing_tolerance")
+    @classmethod
+    def _of_revealed(cls, value: float | None, info: ValidationInfo) -> float | None:
+        sensing = info.data.get("sensing", AUTO)
+        if value is not None and sensing not in (*ONE_A_START, AUTO):
+            raise ValueError(f"is of sensing = revealed or auto; got it with {shown(sensing)}")
+        return value
 
 
 @cache
@@ -385,7 +403,7 @@ def read_problem(value: object) -> Problem:
         if isinstance(value, Mapping):  # whose other keys may be parameters of what was meant
             value = {key: value[key] for key in ProblemTable.model_fields if key in value}
         loss = LOSSES[ProblemTable.model_validate(value).loss]
-    named = _table_of(loss).model_validate(value).model_dump()
+    named = _table_of(loss).model_validate(value).model_dump(exclude_none=True)
     parameters = {field.name: named.pop(field.name) for field in fields(loss)}
     return Problem(**named | {"loss": loss(**parameters)})
 
@@ -393,8 +411,10 @@ def read_problem(value: object) -> Problem:
 def as_problem_table(problem: Problem) -> dict[str, Any]:
     """Return the section [problem] of a sweep file, with all its values."""
     loss = problem.loss
-    names = {key: getattr(problem, key) for key in ("signal", "sensing", "start")}
-    return {"loss": loss.name, **loss.parameters, **names}
+    keys = ["signal", "sensing", "start"]
+    if problem.may_reveal:
+        keys.append("sensing_tolerance")
+    return {"loss": loss.name, **loss.parameters, **{key: getattr(problem, key) for key in keys}}
 
 
 class Record(Section):

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import numpy as np
 from pydantic import (
     Field,
     PlainSerializer,
@@ -21,6 +22,7 @@ from pydantic import (
 
 from alphasweep.kernels.instance import measurements
 from alphasweep.kernels.problem import Problem
+from alphasweep.kernels.revealed import least_tolerance
 from alphasweep.pipeline.grid import wanted
 from alphasweep.pipeline.messages import Location, SweepError, line, within
 from alphasweep.pipeline.recipe import Recipe
@@ -144,6 +146,13 @@ def _across(
     if rate != "auto" and t_max < math.inf and not 1 <= t_max / rate <= _MAX_STEPS:
         rule = f"must reach t_max = {t_max:g} in 1 to {_MAX_STEPS} steps"
         yield ("descent", "learning_rate"), f"{rule}; got {rate:g}"
+    problem, precision = document.get("problem"), known.get(("descent", "precision"), "float32")
+    share = problem.get("sensing_tolerance") if isinstance(problem, Mapping) else None
+    if isinstance(share, float) and 0 < share < (least := least_tolerance(np.dtype(precision))):
+        yield (
+            ("problem", "sensing_tolerance"),
+            f"must be >= {least:.2g} in {precision}; got {share:g}",
+        )
     if modes >= smallest:
         yield ("probe", "modes"), f"must be < the smallest N = {smallest}; got {modes}"
     if ("grid", "alpha") in known and smallest < math.inf:

@@ -167,6 +167,14 @@ def show_plan(found: Mapping[str, Any]) -> None:
         "starts that all last to t_max or, of flow, as long as was measured at N = 64 to 512 for "
         "a = 1. Cells like those that were run are predicted by them."
     )
+    if "revealed" in found["sensing"]:
+        at = [row for row in found["sizes"] if "revealed" in row["sensing"]]
+        some = ", ".join(f"{row['N']}{' (some alpha)' if row['sensing'][1:] else ''}" for row in at)
+        say(
+            f"The sensing matrix is revealed as it is asked at N = {some}, one for each start; of "
+            '"auto" that is where it takes less time than one that is held, or where that one '
+            "would not fit 8 GB."
+        )
     if found["unstable"]:
         warn(found["unstable"])
     if short := [row for row in found["sizes"] if row["decided_by"] > found["t_max"]]:

@@ -129,7 +129,12 @@ OLD_DESCENT = NEW["descent"] | {"a": 2.0}  # type: ignore[operator]
          '[problem] loss: must be one of intensity; got "intens".'),
         ({"problem": {"loss": 1}}, "[problem] loss: must be text; got 1."),
         ({"problem": {"a": 1.0, "sensing": "sparse"}},
-         '[problem] sensing: must be one of gaussian; got "sparse".'),
+         '[problem] sensing: must be one of gaussian, revealed, auto; got "sparse".'),
+        ({"problem": {"a": 1.0, "sensing_tolerance": 1e-4}},
+         "[problem] sensing_tolerance: is of sensing = revealed or auto; "
+         'got it with "gaussian".'),
+        ({"problem": {"a": 1.0, "sensing": "revealed", "sensing_tolerance": 1e-7}},
+         "[problem] sensing_tolerance: must be >= 1.9e-06 in float32; got 1e-07."),
         ({"problem": {"a": 1.0, "start": "spectral"}},
          '[problem] start: must be one of uniform; got "spectral".'),
     ],
