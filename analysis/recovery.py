@@ -585,7 +585,7 @@ def _count(ds: xr.Dataset, by: By) -> xr.Dataset:
     timed = ["recovery_time"] if np.isfinite(times).any() else []
     # A dataset opened from a store is lazy; statsmodels and scipy.stats want numbers.
     names = ["status", "recovered", *timed, *[name for name in ("outcome",) if name in ds]]
-    ds = _matrix_by_matrix(ds[names].compute())
+    ds = matrix_by_matrix(ds[names].compute())
     counted = ds["recovered"].where(is_done(ds))
     moving = ended(ds, counted, "undecided").sum("start")
 
@@ -606,7 +606,7 @@ def _count(ds: xr.Dataset, by: By) -> xr.Dataset:
     )
 
 
-def _matrix_by_matrix(ds: xr.Dataset) -> xr.Dataset:
+def matrix_by_matrix(ds: xr.Dataset) -> xr.Dataset:
     """Give the starts of a seed labels of seeds, where each has a sensing matrix of its own."""
     if "sweep" not in ds.attrs or descent_of(ds)["sensing"] not in ONE_A_START:
         return ds

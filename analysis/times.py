@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from uncertainties import ufloat
 
-from alphasweep.analysis.recovery import check_confidence, check_labels, ended, is_done, labelled
+from alphasweep.analysis.recovery import (
+    check_confidence,
+    check_labels,
+    ended,
+    is_done,
+    labelled,
+    matrix_by_matrix,
+)
 from alphasweep.analysis.scaling import fit_power
 
 #: So many alphas are put into words and figures.
@@ -54,7 +61,7 @@ def recovery_times(ds: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
     check_confidence(confidence)
     check_labels(ds)
     names = ["status", "recovered", "recovery_time", *[name for name in ("outcome",) if name in ds]]
-    ds = ds[names].compute()
+    ds = matrix_by_matrix(ds[names].compute())
     counted = ds["recovered"].where(is_done(ds))
     time = ds["recovery_time"].where(counted == 1)
     cut = ended(ds, counted, "undecided")

@@ -53,7 +53,8 @@ class Trajectory:
     Attributes
     ----------
     outcome : (R,), int8
-        Values of `Outcome`.
+        Values of `Outcome`. A start whose revealed sensing has outgrown its memory is UNDECIDED
+        with an `end_time` before the last; of plain steps only its overlap is known there.
     steps, products : (R,), int64
         Steps taken, and products with X or its transpose meanwhile, certificates of rest apart.
     recovery_time : (R,)

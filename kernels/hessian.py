@@ -10,6 +10,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from alphasweep.kernels.instance import Instance
 from alphasweep.kernels.loss import Array, Loss, multiplier
+from alphasweep.kernels.revealed import OutgrownError
 
 # A dense solve builds the Hessian (4 M N^2 flops) and reduces it; ARPACK multiplies by X and X^T
 # 50 to 300 times. At alpha = 4 they take the same time at N = 256 (8 ms, one thread); at 128 dense
@@ -140,9 +141,10 @@ def lowest_eigenpairs(
     Returns
     -------
     Eigenpairs
-        Pairs that ARPACK did not converge are NaN, and so are all of them where w is not finite;
-        that is data, not an exception. Those that converged come first: next to NaN, a pair need
-        not be the lowest (seen after one or two restarts from the vector of another pair).
+        Pairs that ARPACK did not converge are NaN, and so are all of them where w is not finite, or
+        where a revealed sensing has not the room (`kernels.revealed.look_ranks`); that is data, not
+        an exception. Those that converged come first: next to NaN, a pair need not be the lowest
+        (seen after one or two restarts from the vector of another pair).
 
     Raises
     ------
@@ -177,6 +179,8 @@ def lowest_eigenpairs(
         )
     except ArpackNoConvergence as stopped:
         values, vectors = stopped.eigenvalues, stopped.eigenvectors
+    except OutgrownError:  # a revealed sensing, whose memory is bounded
+        return pairs
     order = np.argsort(values)
     found = len(order)
     pairs.values[:found] = values[order]

@@ -20,7 +20,7 @@ from alphasweep.kernels.instance import Instance, measurements
 from alphasweep.kernels.loss import Array
 from alphasweep.kernels.problem import AUTO
 from alphasweep.kernels.rates import stable_rate, too_large
-from alphasweep.kernels.revealed import LOOK, most_ranks, revealed_seconds
+from alphasweep.kernels.revealed import look_ranks, most_ranks, revealed_seconds
 from alphasweep.pipeline.dataset import DONE, FAILED, MISSING, cell_dtype, cell_variables
 from alphasweep.pipeline.grid import Block, Bools, Geometry, Ints, positions, shared, wanted
 from alphasweep.pipeline.layout import seeds_per_chunk
@@ -538,7 +538,8 @@ def make_plan(
         longest=by_N(longest),
         least=by_N((between[..., 0] * number).sum(axis=0)),
         most=by_N((between[..., 1] * number).sum(axis=0) + parts * _PART_SECONDS),
-        bytes={N: _peak_bytes(recipe, max(grid.alpha), N) for N in grid.N},
+        # Of "auto" the matrix of a smaller alpha may be held, and the larger one.
+        bytes=by_N(each(_peak_bytes).max(axis=0)),
         files=geometry.count(wanted(whole.grid)) * len(cell_variables(recipe)) + _FILES_BESIDE,
         disk=whole.cells * cell_dtype(recipe).itemsize,
         _sweep=sweep,
@@ -589,7 +590,7 @@ def _peak_bytes(recipe: Recipe, alpha: float, N: int) -> float:
     problem = recipe.problem_at(alpha, N)
     if problem.one_a_start:
         open_ = most_ranks(recipe.descent.lasts(N), M, N, problem.sensing_tolerance)
-        looks = 2 * LOOK if recipe.modes or _looks(recipe) else 0
+        looks = 2 * look_ranks(N) if recipe.modes or _looks(recipe) else 0
         directions = (M + N) * (sum(open_) + looks) * size
         return float(_PROCESS_BYTES + directions + _VECTORS * (M + N) * 8)
     matrix = M * N * (size + (4 if size == 8 else 0))  # drawn in single precision

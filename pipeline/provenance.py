@@ -168,8 +168,11 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
         _, rate = OF_PAIRS["learning_rate"]
         found["steps a unit of time"] = [1 / rate(recipe, alpha, N) for alpha, N in _PAIRS]
     if recipe.problem.sensing == AUTO:
-        which = [recipe.problem_at(alpha, N).one_a_start for alpha, N in _PAIRS]
-        found["which are revealed"] = [float(revealed) for revealed in which]
+        # Not as long as the sweep's: t_max may be raised.
+        found["which are revealed"] = [
+            float(recipe.problem.at(M, N, starts=1, t=8.0, round_trips=400.0).one_a_start)
+            for M, N in ((256, 128), (1600, 400), (2400, 600), (8192, 1024))
+        ]
     for name, (part, starts, settings) in _RUNS.items():
         descent = settings["descent"] | {"method": method} | _OF_METHOD.get(method, {})
         grid = {"alpha": [part.alpha], "N": [part.N], "seed": [*part.seeds], "start": starts}

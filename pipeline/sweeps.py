@@ -48,6 +48,7 @@ def raises_t_max(old: Sweep, new: Sweep) -> bool:
 
     Values of alpha, N and seed may differ. What is recorded and probed before the old t_max is the
     same; what is recorded there, since the runs ended there, need not be recorded by the new one.
+    With sensing = "auto" what is chosen for each cell of the old one has to be the same.
     """
     before, after = old.recipe, new.recipe
     last, loss = before.times[-1], old.problem.loss
@@ -61,6 +62,11 @@ def raises_t_max(old: Sweep, new: Sweep) -> bool:
         not differences(old, Sweep.from_document(document | ends))
         and before.steps[:-1] == tuple(step for step in after.steps if step < before.steps[-1])
         and before.probe_steps == tuple(s for s in after.probe_steps if s <= before.steps[-1])
+        and all(
+            before.problem_at(alpha, N) == after.problem_at(alpha, N)
+            for alpha in old.grid.alpha
+            for N in old.grid.N
+        )
     )
 
 

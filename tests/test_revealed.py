@@ -10,6 +10,7 @@ import xarray as xr
 from scipy import stats
 
 from alphasweep.analysis.recovery import alpha_half, recovery_probability
+from alphasweep.analysis.times import recovery_times
 from alphasweep.kernels import revealed
 from alphasweep.kernels.descent import Outcome, Trajectory, descend
 from alphasweep.kernels.flow import flow
@@ -21,7 +22,9 @@ from alphasweep.kernels.revealed import OutgrownError, RevealedSensing
 from alphasweep.pipeline import part
 from alphasweep.pipeline.part import Part, compute
 from alphasweep.pipeline.plan import REFERENCE, CostModel, make_plan
+from alphasweep.pipeline.provenance import fingerprint
 from alphasweep.pipeline.spec import Sweep
+from alphasweep.pipeline.sweeps import raises_t_max
 from tests.conftest import TINY
 
 LOSS = IntensityLoss(1.0)
@@ -82,9 +85,7 @@ def test_queries_that_depend_on_answers_see_the_law_of_a_matrix() -> None:
     M, N = 60, 25
     found: dict[str, list[list[float]]] = {"revealed": [], "gaussian": []}
     for seed in range(400):
-        X = np.random.default_rng(seed).standard_normal((M, N)) / np.sqrt(N)
         held = draw_instance(seed, N, 0, M=M, precision="float64").sensing
-        assert not np.array_equal(held.forward(np.eye(N)), X)
         for kind, sensing in (("revealed", drawn(M, N, seed)), ("gaussian", held)):
             forward, adjoint = adversarial(sensing, N, M)
             found[kind].append(
@@ -379,3 +380,89 @@ def test_expected_ranks_are_those_of_runs() -> None:
                 strict=True,
             ):
                 assert 0.6 * likely < rank < bound
+
+
+def test_a_look_that_needs_more_room_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork is bounded as the plan counts it: eigenpairs are NaN then, and the run is the same."""
+    instance, W = problem("revealed", 600, 0)
+    by("gd", instance, W, 2.0)
+    before, w = instance.sensing.ranks, W[:, 0]  # type: ignore[attr-defined]
+    assert np.isfinite(lowest_eigenpairs(instance, w, loss=LOSS, modes=2).values).all()
+    monkeypatch.setattr(revealed, "look_ranks", lambda N: 30)
+    pairs = lowest_eigenpairs(instance, w, loss=LOSS, modes=2)
+    assert np.isnan(pairs.values).all()
+    assert np.isnan(pairs.vectors).all()
+    assert np.isnan(rest(instance, w, loss=LOSS).lambda_min)
+    assert instance.sensing.ranks == before  # type: ignore[attr-defined]
+
+
+def test_a_plan_counts_the_memory_of_the_alpha_that_needs_most() -> None:
+    """Of "auto" a smaller alpha can be held, and take more than a larger one that is revealed."""
+
+    def memory(alpha: list[float]) -> int:
+        unprobed = {key: value for key, value in DOCUMENT.items() if key != "probe"}
+        sweep = Sweep.from_document(
+            unprobed
+            | {
+                "grid": DOCUMENT["grid"] | {"N": [30_000], "alpha": alpha, "start": [*range(16)]},
+                "problem": {"a": 1.0, "sensing": "auto"},
+                "descent": {"method": "flow", "t_max": 4000.0, "rest_within": 0.0},
+            }
+        )
+        (row,) = make_plan(sweep, CostModel(REFERENCE)).numbers()["sizes"]
+        kinds.append(row["sensing"])
+        return int(row["memory_bytes"])
+
+    kinds: list[list[str]] = []
+    held, shown, both = memory([2.0]), memory([4.0]), memory([2.0, 4.0])
+    assert kinds == [["gaussian"], ["revealed"], ["gaussian", "revealed"]]
+    assert held > shown
+    assert both == held
+
+
+def test_t_max_is_raised_where_auto_chooses_as_before() -> None:
+    """What is chosen depends on t_max; a decided cell keeps its bits only if it is the same."""
+
+    def sweep(t_max: float, N: int) -> Sweep:
+        grid = DOCUMENT["grid"] | {"N": [N], "alpha": [4.0], "start": list(range(16))}
+        unprobed = {key: value for key, value in DOCUMENT.items() if key != "probe"}
+        descent = {"method": "flow", "t_max": t_max}
+        problem = {"a": 1.0, "sensing": "auto"}
+        changed = {"grid": grid, "problem": problem, "descent": descent}
+        return Sweep.from_document(unprobed | changed)
+
+    kinds = [sweep(t, 4096).recipe.problem_at(4.0, 4096).sensing for t in (8.0, 4000.0)]
+    assert kinds == ["revealed", "gaussian"]
+    assert not raises_t_max(sweep(8.0, 4096), sweep(4000.0, 4096))
+    assert raises_t_max(sweep(8.0, 64), sweep(4000.0, 64))
+    assert raises_t_max(sweep(8.0, 4096), sweep(9.0, 4096))
+    before, after = (fingerprint(sweep(t, 4096).recipe) for t in (8.0, 4000.0))
+    assert before["which are revealed"] == after["which are revealed"] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_recovery_times_know_that_each_start_is_a_cluster() -> None:
+    """Their errors and their number of matrices are those of as many seeds with a start each."""
+    rng = np.random.default_rng(1)
+    times = rng.lognormal(size=(1, 1, 4, 6))
+    flags = {"flag_values": [0, 1, 2], "flag_meanings": "missing done failed"}
+
+    def dataset(values: Array, sensing: str) -> xr.Dataset:
+        _, _, seeds, starts = values.shape
+        run = ("alpha", "N", "seed", "start")
+        problem = {"sensing": sensing, "signal": "planted"}
+        return xr.Dataset(
+            {
+                "status": (run[:3], np.ones((1, 1, seeds), int), flags),
+                "recovered": (run, np.ones(values.shape)),
+                "recovery_time": (run, values),
+            },
+            coords={
+                "alpha": [3.0], "N": [64], "seed": np.arange(seeds), "start": np.arange(starts)
+            },
+            attrs={"sweep": json.dumps({"descent": {"t_max": 99.0}, "problem": problem})},
+        )  # fmt: skip
+
+    found = recovery_times(dataset(times, "revealed"))
+    assert int(found["matrices"].item()) == 24
+    alone = dataset(times.reshape(1, 1, 24, 1), "gaussian")
+    xr.testing.assert_allclose(found, recovery_times(alone))
