@@ -224,7 +224,7 @@ def is_cheaper(
 
 
 HELD_BYTES = 8e9
-_DRAWN, _READ, _FLOP = 1e-8, 6e-10, 1.1e-11
+_DRAWN, _READ, _FLOP = 1e-8, 6e-10, 1.9e-11
 
 
 def revealed_seconds(
