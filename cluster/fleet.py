@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from distributed import Client, Scheduler, SchedulerPlugin
+from distributed import Client, Scheduler, SchedulerPlugin, Status, Worker
 
 from alphasweep.cluster.local import check
 from alphasweep.cluster.profile import SizeClass
@@ -136,12 +136,28 @@ class Fleet:
         self._running, self._pending, self._looked = running, pending, now
 
     async def _retire(self, worker: str) -> None:
-        scheduler = self.scheduler
-        # To close a worker is to interrupt its task: it is taken out of service first.
-        await scheduler.retire_workers(workers=[worker], close_workers=False, remove=False)
-        while worker in scheduler.workers and scheduler.workers[worker].processing:
+        # To close a worker is to interrupt its task: it is taken out of service first. It finishes
+        # what it has begun, and begins nothing more: what waits there goes elsewhere as it closes.
+        # Dask puts it back into service, or does not close it, while it alone holds a result that
+        # somebody wants.
+        while there := self.scheduler.workers.get(worker):
+            told = there.status is Status.closing_gracefully
+            ended = told and await self._has_ended(worker)
+            if ended or not told:
+                await self.scheduler.retire_workers(
+                    workers=[worker], close_workers=ended, remove=ended
+                )
             await asyncio.sleep(0.1)
-        await scheduler.retire_workers(workers=[worker], close_workers=True)
+
+    async def _has_ended(self, worker: str) -> bool:
+        said = await self.client.run(_has_ended, workers=[worker], on_error="return")
+        return said.get(worker) is True
+
+
+def _has_ended(dask_worker: Worker) -> bool:
+    """Say, on a worker, whether it was told to begin nothing more, and computes nothing."""
+    told = dask_worker.status is Status.closing_gracefully
+    return told and not dask_worker.state.all_running_tasks
 
 
 class QueueFleet(Fleet):

@@ -10,12 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from distributed import Status, get_worker
 
 from alphasweep.cluster import fleet as fleet_module
-from alphasweep.cluster.fleet import QueueFleet
+from alphasweep.cluster.fleet import Fleet, QueueFleet
 from alphasweep.cluster.launch import Cluster
+from alphasweep.cluster.local import local
 from alphasweep.cluster.profile import SizeClass
 from alphasweep.cluster.queue import Answer, ClusterError, Ended, Listed
+from tests.test_pulse import until
 
 SIZE = SizeClass(name="one", up_to_N=100, memory="1 GB", walltime="1h")  # type: ignore[arg-type]
 RUNNING = Listed("name", "RUNNING", "None")
@@ -241,6 +244,32 @@ def test_the_log_of_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name:
     (tmp_path / name).write_text("no such module")
     log = Site(monkeypatch, tmp_path).fleet._log("7")
     assert log.endswith(":\nno such module")
+
+
+def wait_for(file: Path) -> str:
+    """Task: say where it ran, once the file is there."""
+    while not file.exists():
+        time.sleep(0.05)
+    return str(get_worker().address)
+
+
+def test_what_a_retired_worker_has_not_begun_goes_elsewhere(tmp_path: Path) -> None:
+    """It finishes what it has begun; what was sent to it before does not wait there for ever."""
+    with local(1) as client:
+        fleet = Fleet(SIZE, 1, client)
+        workers = fleet.scheduler.workers
+        until(lambda: workers, "no worker")
+        (address,) = workers
+        first, second = client.map(wait_for, [tmp_path / "begun", tmp_path], pure=False)
+        until(lambda: len(workers[address].processing) == 2, "not sent")
+        fleet.retire(address)
+        until(lambda: workers[address].status is Status.closing_gracefully, "not retired")
+        (tmp_path / "begun").touch()
+        assert first.result(timeout=60) == address
+        time.sleep(1)
+        assert address in workers  # it alone has the result, which is wanted
+        del first
+        assert second.result(timeout=60) != address
 
 
 class SlowQueue:
