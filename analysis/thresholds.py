@@ -9,34 +9,53 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from alphasweep.kernels import rates
-from alphasweep.kernels.loss import IntensityLoss
+from alphasweep.kernels.loss import IntensityLoss, Loss
 
 #: Distance of the nodes in log z. The error falls like exp(-const/STEP), whatever ``a`` is:
 #: 2e-8 at 0.2, 2e-11 at 0.15, below 1e-12 at 0.1.
 STEP = 0.1
 
 
-def alpha_bbp_init(a: float, *, step: float = STEP) -> float:
+def loss_of(loss: Loss | float) -> Loss:
+    """Return a loss as it is; a bare number is `a` of the intensity loss.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive and finite.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if not (math.isfinite(loss) and loss > 0):
+        raise ValueError(f"a, the loss's regulariser, must be positive and finite; got a = {loss}.")
+    return IntensityLoss(float(loss))
+
+
+def alpha_bbp_init(loss: Loss | float, *, step: float = STEP) -> float:
     """Smallest alpha at which the Hessian of a random start has an outlier, as N -> infinity.
 
     At a random start y and y_hat are independent N(0, 1). With t = -ell''(y_hat, y) and
     q = t gamma / (1 - t gamma), the edge of the bulk is where alpha E[q^2] = 1, and the
     signal's outlier leaves it where alpha E[q (y^2 - 1)] = 1. Both together leave one equation,
-    E[q (y^2 - 1)] = E[q^2], free of alpha. It has no root below 1 / sup t = 1/4 when `a` is
-    large: the edge is then hard, gamma = 1/4, and the second condition alone gives alpha.
+    E[q (y^2 - 1)] = E[q^2], free of alpha. It has no root below 1 / sup t when a is large
+    (1/4 of the intensity loss): the edge is then hard, gamma = 1 / sup t, and the second condition
+    alone gives alpha.
 
     Parameters
     ----------
-    a
-        The loss's regulariser, > 0 (dimensionless).
+    loss
+        Or a bare number, `a` of the intensity loss, > 0 (dimensionless).
     step
         Distance of the quadrature's nodes in the logarithms of y and y_hat.
 
     Returns
     -------
     float
-        alpha_BBP of the initial condition (dimensionless, alpha = M / N). It goes to 3 for
-        a -> 0 and to (a + 3) / 2 for large a.
+        alpha_BBP of the initial condition (dimensionless, alpha = M / N). Of the intensity loss it
+        goes to 3 for a -> 0 and to (a + 3) / 2 for large a. It is inf for a loss whose -ell'' has
+        no bound (quartic): the bulk then reaches the further down the more samples there are, and
+        beyond any outlier as N -> infinity; and where ell'' is the same for all samples
+        (amplitude), so that the Hessian knows nothing of labels.
 
     Raises
     ------
@@ -48,12 +67,14 @@ def alpha_bbp_init(a: float, *, step: float = STEP) -> float:
     The transition is that of arXiv:2403.02418; the conditions are the deterministic equivalents
     of (N/M) X^T diag(t) X.
     """
-    if not (math.isfinite(a) and a > 0):
-        raise ValueError(f"a, the loss's regulariser, must be positive and finite; got a = {a}.")
-    loss = IntensityLoss(a)
-    z, weight = _half_normal(step)
+    loss = loss_of(loss)
+    if math.isinf(loss.sup_minus_second):
+        return math.inf
+    z, weight = half_normal(step)
     y, y_hat = z[:, None], z[None, :]
     t = -loss.second(y_hat, y)
+    if not np.ptp(t):
+        return math.inf
 
     def signal_and_noise(gamma: float) -> tuple[float, float]:
         q = t * gamma / (1.0 - t * gamma)
@@ -70,7 +91,7 @@ def alpha_bbp_init(a: float, *, step: float = STEP) -> float:
     return 1.0 / signal_and_noise(gamma)[0]
 
 
-def _half_normal(step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def half_normal(step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nodes and weights of E[f(abs(z))], z ~ N(0, 1), equally spaced in log z.
 
     The integrands vary at y_hat ~ sqrt(a), as narrow as one likes. On a logarithmic scale that

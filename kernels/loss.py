@@ -122,7 +122,71 @@ class IntensityLoss(Loss):
         return np.multiply(out, scale, out=out)
 
 
-LOSSES: dict[str, type[Loss]] = {"intensity": IntensityLoss}
+@dataclass(frozen=True)
+class QuarticLoss(Loss):
+    """``ell = (y_hat^2 - y^2)^2``: the intensity loss times a, as a -> infinity.
+
+    Source: Candes, Li and Soltanolkotabi, IEEE Trans. Inf. Theory 61, 1985 (2015), Wirtinger flow.
+    """
+
+    def ell(self, y_hat: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+        """``(y_hat^2 - y^2)^2``."""
+        return np.asarray(np.square(np.square(y_hat) - np.square(y)))
+
+    def prime(self, y_hat: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+        """``4 y_hat (y_hat^2 - y^2)``."""
+        return np.asarray(4 * np.asarray(y_hat) * (np.square(y_hat) - np.square(y)))
+
+    def second(self, y_hat: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+        """``4 (3 y_hat^2 - y^2)``."""
+        return np.asarray(4 * (3 * np.square(y_hat) - np.square(y)))
+
+    @property
+    def sup_minus_second(self) -> float:
+        """Infinite: it grows with y."""
+        return np.inf
+
+
+@dataclass(frozen=True)
+class AmplitudeLoss(Loss):
+    """``ell = (abs(y_hat) - y)^2``: a parabola on either side of ``y_hat = 0``.
+
+    Where no ``y_hat`` is 0 the Hessian is that of ``2 (N/M) X^T X``, which knows nothing of the
+    signal. The ridge at 0 repels, so that no minimum lies on it.
+
+    Source: Wang, Giannakis and Eldar, IEEE Trans. Inf. Theory 64, 773 (2018), amplitude flow.
+    """
+
+    def ell(self, y_hat: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+        """``(abs(y_hat) - y)^2``."""
+        return np.asarray(np.square(np.abs(y_hat) - y))
+
+    def prime(self, y_hat: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+        """``2 (y_hat - sign(y_hat) y)``."""
+        return np.asarray(2 * (np.asarray(y_hat) - np.copysign(y, y_hat)))
+
+    def second(self, y_hat: npt.ArrayLike, y: npt.ArrayLike) -> Array:
+        """2, without the ridge."""
+        return np.full_like(np.asarray(np.add(y_hat, y)), 2)
+
+    @property
+    def sup_minus_second(self) -> float:
+        """-2."""
+        return -2.0
+
+    def slope_in_place(self, y_hat: Array, terms: tuple[Array, ...], out: Array) -> Array:
+        """Two sweeps, without a temporary."""
+        y, factor = terms
+        np.copysign(y, y_hat, out=out)
+        np.subtract(y_hat, out, out=out)
+        return np.multiply(out, 2 * factor, out=out)
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "intensity": IntensityLoss,
+    "quartic": QuarticLoss,
+    "amplitude": AmplitudeLoss,
+}
 """Losses by the name that a sweep file calls them; their numbers belong to it for ever."""
 
 

@@ -98,7 +98,7 @@ def spectrum(y_hat: Array, y: Array, *, loss: Loss, N: int, mu: Array) -> Spectr
                 value = np.where(S > 0, 1 / S - 1, np.inf)
                 return value, -slope / np.square(S)
 
-        s_outlier = _increasing_root(condition, below, 1.2 * below)
+        s_outlier = increasing_root(condition, below, 1.2 * below)
         q = t / (s_outlier - t)
         q2 = np.square(q)
         outlier[exists] = position(s_outlier, q)
@@ -136,12 +136,10 @@ def _edge(t: Array, inverse_alpha: float) -> Array:
     scale = np.sqrt(np.square(t).mean(axis=0))
     floor = top + 1e-12 * scale
     guess = top + inverse_alpha**-0.5 * scale
-    return _increasing_root(edge, floor, guess)
+    return increasing_root(edge, floor, guess)
 
 
-def _increasing_root(
-    f: Callable[[Array], tuple[Array, Array]], lower: Array, guess: Array
-) -> Array:
+def increasing_root(f: Callable[[Array], tuple[Array, Array]], lower: Array, guess: Array) -> Array:
     """Roots (R,) above `lower` of R functions that rise through zero: Newton inside a bracket.
 
     `f` gives values and slopes. A start whose root is found, or whose labels are not finite, stays

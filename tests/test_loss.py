@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphasweep.kernels.loss import LOSSES, Array, IntensityLoss, Loss, energy, multiplier
+from alphasweep.kernels.loss import (
+    LOSSES,
+    AmplitudeLoss,
+    Array,
+    IntensityLoss,
+    Loss,
+    energy,
+    multiplier,
+)
 from tests.losses import Welsch
 
 pre_activations = st.floats(-10, 10)
@@ -37,7 +45,10 @@ def test_taylor_orders(loss: Loss) -> None:
     rest = loss.ell(y_hat + STEPS, y) - loss.ell(y_hat, y) - STEPS * loss.prime(y_hat, y)
     assert order(rest) == pytest.approx(2, abs=0.05)
     rest -= STEPS**2 / 2 * loss.second(y_hat, y)
-    assert order(rest) == pytest.approx(3, abs=0.05)
+    if isinstance(loss, AmplitudeLoss):  # a parabola
+        assert np.abs(rest).max() < 1e-15
+    else:
+        assert order(rest) == pytest.approx(3, abs=0.05)
 
 
 @every_loss
@@ -52,11 +63,15 @@ def test_zero_where_the_label_is_met(loss: Loss) -> None:
 
 @every_loss
 def test_sup_of_minus_second_is_a_bound_that_is_approached(loss: Loss) -> None:
-    """No sample curves below -sup; somewhere -ell'' comes within a thousandth of it."""
+    """No sample curves below -sup; somewhere -ell'' comes within a thousandth of it.
+
+    Where there is no bound it grows with the label.
+    """
     y_hat, y = np.geomspace(1e-6, 10, 200), np.geomspace(1e-6, 300, 400)
     values = -loss.second(np.append(y_hat, 0)[:, None], np.append(y, 0)[None, :])
     assert values.max() <= loss.sup_minus_second
-    assert values.max() >= 0.999 * loss.sup_minus_second
+    bound = min(loss.sup_minus_second, 1e5)
+    assert values.max() >= bound - 0.001 * abs(bound)
 
 
 @every_loss

@@ -126,7 +126,7 @@ OLD_DESCENT = NEW["descent"] | {"a": 2.0}  # type: ignore[operator]
         ({"problem": {"a": 1.0, "los": "intensity"}},
          "[problem] los: unknown key; did you mean loss?"),
         ({"problem": {"loss": "intens", "a": 1.0}},
-         '[problem] loss: must be one of intensity; got "intens".'),
+         '[problem] loss: must be one of intensity, quartic, amplitude; got "intens".'),
         ({"problem": {"loss": 1}}, "[problem] loss: must be text; got 1."),
         ({"problem": {"a": 1.0, "sensing": "sparse"}},
          '[problem] sensing: must be one of gaussian, revealed, auto; got "sparse".'),
