@@ -78,7 +78,7 @@ def _stream(root_seed: int, *name: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(root_seed, spawn_key=name)))
 
 
-def _on_sphere(vector: Array, dtype: np.dtype[np.floating]) -> Array:
+def on_sphere(vector: Array, dtype: np.dtype[np.floating]) -> Array:
     """Scale a vector (N,) to norm sqrt(N)."""
     scaled = vector * (np.sqrt(len(vector)) / np.linalg.norm(vector.astype(np.float64)))
     return np.asarray(scaled, dtype=dtype)
@@ -122,7 +122,7 @@ def draw_instance(
     mine = (M, start) if sensing in ONE_A_START else ()
     purpose = _REVEALED if mine else _SENSING
     X = SENSINGS[sensing](_stream(root_seed, N, seed, purpose, *mine), M, N, dtype, **settings)
-    w_star = _on_sphere(_stream(root_seed, N, seed, _SIGNAL).standard_normal(N), dtype)
+    w_star = on_sphere(_stream(root_seed, N, seed, _SIGNAL).standard_normal(N), dtype)
     if signal == "planted":
         y = np.abs(X.forward(w_star))
     else:
@@ -153,11 +153,7 @@ def uniform_starts(
         If N, seed or a start is 2^32 or more.
     """
     columns = [
-        _on_sphere(_stream(root_seed, N, seed, _START, s).standard_normal(N), np.dtype(precision))
+        on_sphere(_stream(root_seed, N, seed, _START, s).standard_normal(N), np.dtype(precision))
         for s in start
     ]
     return np.ascontiguousarray(np.stack(columns, axis=1))
-
-
-STARTS: dict[str, Callable[..., Array]] = {"uniform": uniform_starts}
-"""How starts are drawn, by the name in a sweep file; they are called as `uniform_starts`."""

@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 from alphasweep.kernels.instance import (
     ONE_A_START,
     SENSINGS,
-    STARTS,
     Instance,
     Signal,
     draw_instance,
 )
 from alphasweep.kernels.loss import LOSSES, Array, Loss
 from alphasweep.kernels.revealed import TOLERANCE, is_cheaper
+from alphasweep.kernels.starts import BLIND, STARTS
 
 __all__ = ["AUTO", "LOSSES", "SENSINGS", "STARTS", "Problem"]
 
@@ -39,11 +39,13 @@ class Problem:
         A name in `STARTS`.
     sensing_tolerance : float
         Share of a query that is left out rather than opens a direction, of a revealed sensing.
+    start_overlap : float
+        Overlap with the signal, in (0, 1), at which starts of "overlap" begin.
 
     Raises
     ------
     ValueError
-        If a name is in no table.
+        If a name is in no table, or if starts are made from a matrix that is not there yet.
     """
 
     loss: Loss
@@ -51,6 +53,7 @@ class Problem:
     sensing: str = "gaussian"
     start: str = "uniform"
     sensing_tolerance: float = TOLERANCE
+    start_overlap: float = 0.0
 
     def __post_init__(self) -> None:
         for key, known in (
@@ -61,6 +64,11 @@ class Problem:
             if getattr(self, key) not in known:
                 got = getattr(self, key)
                 raise ValueError(f"{key} must be one of {', '.join(known)}; got {got}")
+        if self.may_reveal and self.start not in BLIND:
+            raise ValueError(
+                f"start must be {' or '.join(sorted(BLIND))} where sensing is {self.sensing}, as "
+                f"others are made from the whole matrix; got {self.start}"
+            )
 
     @property
     def one_a_start(self) -> bool:
@@ -121,7 +129,23 @@ class Problem:
         )
 
     def starts(
-        self, root_seed: int, N: int, seed: int, start: Sequence[int], *, precision: str = "float32"
+        self,
+        root_seed: int,
+        N: int,
+        seed: int,
+        start: Sequence[int],
+        *,
+        instance: Instance,
+        precision: str = "float32",
     ) -> Array:
-        """Draw starts (N, R), each named by a number: as `kernels.instance.uniform_starts`."""
-        return STARTS[self.start](root_seed, N, seed, start, precision=precision)
+        """Draw starts (N, R), each named by a number, on the instance of (root_seed, N, seed)."""
+        return STARTS[self.start](
+            root_seed,
+            N,
+            seed,
+            start,
+            precision=precision,
+            instance=instance,
+            loss=self.loss,
+            overlap=self.start_overlap,
+        )

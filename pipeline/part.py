@@ -90,7 +90,9 @@ def _compute_cell(recipe: Recipe, alpha: float, N: int, seed: int) -> dict[str, 
         probe = _HessianProbe(recipe, instance)
         run = METHODS[settings.method](
             instance,
-            problem.starts(recipe.root_seed, N, seed, start, precision=precision),
+            problem.starts(
+                recipe.root_seed, N, seed, start, instance=instance, precision=precision
+            ),
             loss=problem.loss,
             record=[settings.count(problem.loss, time) for time in recipe.times.tolist()],
             recovered_at=settings.recovered_at,

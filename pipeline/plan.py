@@ -213,7 +213,8 @@ class _Pieces(NamedTuple):
 
         def draw() -> tuple[Instance, Array]:
             instance = problem.instance(0, N, 0, M=M, precision=precision)
-            return instance, problem.starts(0, N, 0, range(R), precision=precision)
+            starts = problem.starts(0, N, 0, range(R), instance=instance, precision=precision)
+            return instance, starts
 
         instance, W = draw()
 

@@ -28,6 +28,7 @@ from alphasweep.kernels.instance import ONE_A_START
 from alphasweep.kernels.loss import Loss
 from alphasweep.kernels.problem import AUTO, LOSSES, SENSINGS, STARTS, Problem
 from alphasweep.kernels.rates import recorded_unit, safe_rate
+from alphasweep.kernels.starts import BLIND
 from alphasweep.pipeline.words import shown
 
 _MOST = 2**32 - 1  # a word of the name of a random stream, see kernels.instance
@@ -367,6 +368,9 @@ class ProblemTable(Section):
     sensing: str = "gaussian"
     start: str = "uniform"
     sensing_tolerance: Annotated[float, Field(ge=1e-14, le=0.1)] | None = None
+    start_overlap: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, validate_default=True
+    )
 
     @field_validator("loss", "sensing", "start")
     @classmethod
@@ -377,6 +381,25 @@ class ProblemTable(Section):
         if name not in known:
             raise ValueError(f"must be one of {', '.join(known)}; got {shown(name)}")
         return name
+
+    @field_validator("start")
+    @classmethod
+    def _blind(cls, start: str, info: ValidationInfo) -> str:
+        sensing = info.data.get("sensing", "gaussian")
+        if start not in BLIND and sensing in (*ONE_A_START, AUTO):
+            rule = f"must be {' or '.join(sorted(BLIND))} where sensing is {sensing}, since others"
+            raise ValueError(f"{rule} are made from the whole matrix; got {shown(start)}")
+        return start
+
+    @field_validator("start_overlap")
+    @classmethod
+    def _of_overlap(cls, value: float | None, info: ValidationInfo) -> float | None:
+        start = info.data.get("start", "uniform")
+        if value is None and start == "overlap":
+            raise ValueError('is required with start = "overlap"')
+        if value is not None and start != "overlap":
+            raise ValueError(f'is of start = "overlap"; got it with {shown(start)}')
+        return value
 
     @field_validator("sensing_tolerance")
     @classmethod
@@ -414,6 +437,8 @@ def as_problem_table(problem: Problem) -> dict[str, Any]:
     keys = ["signal", "sensing", "start"]
     if problem.may_reveal:
         keys.append("sensing_tolerance")
+    if problem.start == "overlap":
+        keys.append("start_overlap")
     return {"loss": loss.name, **loss.parameters, **{key: getattr(problem, key) for key in keys}}
 
 

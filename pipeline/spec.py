@@ -23,6 +23,7 @@ from pydantic import (
 from alphasweep.kernels.instance import measurements
 from alphasweep.kernels.problem import Problem
 from alphasweep.kernels.revealed import least_tolerance
+from alphasweep.kernels.starts import WEIGHTS
 from alphasweep.pipeline.grid import wanted
 from alphasweep.pipeline.messages import Location, SweepError, line, within
 from alphasweep.pipeline.recipe import Recipe
@@ -153,6 +154,11 @@ def _across(
             ("problem", "sensing_tolerance"),
             f"must be >= {least:.2g} in {precision}; got {share:g}",
         )
+    kind = problem.get("start") if isinstance(problem, Mapping) else None
+    starts = known.get(("grid", "start"), ())
+    if kind in WEIGHTS and len(starts) > 1:
+        rule = f"must be one value with start = {shown(kind)}, which is one point of a matrix"
+        yield ("grid", "start"), f"{rule}; got {len(starts)} values"
     if modes >= smallest:
         yield ("probe", "modes"), f"must be < the smallest N = {smallest}; got {modes}"
     if ("grid", "alpha") in known and smallest < math.inf:

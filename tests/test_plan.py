@@ -229,7 +229,7 @@ def test_the_measurement_finds_the_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         passes(of(N).cell + of(N).entry * M * N)
         return SimpleNamespace(N=N, M=M)
 
-    def starts(root_seed: int, N: int, seed: int, start: range, *, precision: str) -> Any:
+    def starts(root_seed: int, N: int, seed: int, start: range, **_: Any) -> Any:
         assert len(start) == len(recipe.start)
         return np.zeros((N, len(start)))
 

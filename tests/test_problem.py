@@ -135,8 +135,19 @@ OLD_DESCENT = NEW["descent"] | {"a": 2.0}  # type: ignore[operator]
          'got it with "gaussian".'),
         ({"problem": {"a": 1.0, "sensing": "revealed", "sensing_tolerance": 1e-7}},
          "[problem] sensing_tolerance: must be >= 1.9e-06 in float32; got 1e-07."),
+        ({"problem": {"a": 1.0, "start": "warm"}},
+         "[problem] start: must be one of uniform, overlap, hessian, spectral, trimmed; "
+         'got "warm".'),
         ({"problem": {"a": 1.0, "start": "spectral"}},
-         '[problem] start: must be one of uniform; got "spectral".'),
+         '[grid] start: must be one value with start = "spectral", which is one point of a '
+         "matrix; got 2 values."),
+        ({"problem": {"a": 1.0, "start": "overlap"}},
+         '[problem] start_overlap: is required with start = "overlap".'),
+        ({"problem": {"a": 1.0, "start_overlap": 0.1}},
+         '[problem] start_overlap: is of start = "overlap"; got it with "uniform".'),
+        ({"problem": {"a": 1.0, "start": "hessian", "sensing": "auto"}},
+         "[problem] start: must be overlap or uniform where sensing is auto, since others are "
+         'made from the whole matrix; got "hessian".'),
     ],
 )  # fmt: skip
 def test_one_problem_of_a_problem(changes: dict[str, Any], expected: str) -> None:
@@ -172,7 +183,7 @@ def test_a_second_loss_runs_a_sweep(welsch: dict[str, Any], store: Store, tmp_pa
     loss, ds = Welsch(0.7), store.open()
     cell = ds.sel(alpha=4.0, N=12, seed=1)
     instance = sweep.problem.instance(5, 12, 1, M=48)
-    starts = sweep.problem.starts(5, 12, 1, (0, 1))
+    starts = sweep.problem.starts(5, 12, 1, (0, 1), instance=instance)
     run = descend(instance, starts, loss=loss, learning_rate=0.03, record=sweep.recipe.steps)
     assert np.array_equal(cell.energy, run.energy.astype(cell.energy.dtype), equal_nan=True)
     y_hat = instance.sensing.forward(starts)

@@ -75,7 +75,7 @@ def test_no_start_diverges_at_the_safe_rate_and_most_do_at_16_times_it(
         ends = [0, max(512, round(3 / (factor * rate)))]
         for seed in (0, 1):
             instance = problem.instance(0, N, seed, M=measurements(alpha, N))
-            starts = problem.starts(0, N, seed, range(16))
+            starts = problem.starts(0, N, seed, range(16), instance=instance)
             step = {"learning_rate": factor * rate, "record": ends}
             end = descend(instance, starts, loss=problem.loss, **step)
             diverged.append((end.outcome == Outcome.DIVERGED).mean())
@@ -118,7 +118,7 @@ def test_times_are_those_at_which_all_sizes_have_a_step(tmp_path: Path) -> None:
             instance = sweep.problem.instance(1, N, 1, M=measurements(alpha, N))
             alone = descend(
                 instance,
-                sweep.problem.starts(1, N, 1, (0, 1)),
+                sweep.problem.starts(1, N, 1, (0, 1), instance=instance),
                 loss=loss,
                 learning_rate=rate,
                 record=[round(time / rate) for time in ds.time.values],

@@ -100,7 +100,8 @@ def test_plain_steps_are_stable_at_the_rate_that_is_told_and_not_at_four_times_i
     Streams are fixed.
     """
     problem = Problem(IntensityLoss(0.1))
-    instance, starts = problem.instance(0, 64, 0, M=128), problem.starts(0, 64, 0, range(16))
+    instance = problem.instance(0, 64, 0, M=128)
+    starts = problem.starts(0, 64, 0, range(16), instance=instance)
     settings = {"loss": "intensity", "a": 0.1, "sensing": "gaussian", "start": "uniform"}
     rate = stable_rate(problem.loss, 2.0, 64)
     shares = []
