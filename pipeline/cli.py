@@ -539,7 +539,8 @@ def _draw(
 ) -> list[str]:
     """Draw figures into a folder; return a line for each thing that went wrong."""
     try:
-        from alphasweep.analysis.figures import FIGURES, FORMATS, draw
+        from alphasweep.analysis.figures import FIGURES, draw
+        from alphasweep.analysis.style import FORMATS
     except Exception as error:  # of the user's settings of Matplotlib
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return [f"no figure could be drawn: {why}."]

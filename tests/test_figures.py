@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from scipy import stats
 from scipy.special import expit
 
-from alphasweep.analysis import figures, recovery, scaling, times
+from alphasweep.analysis import figures, recovery, scaling, style, times
 from alphasweep.analysis.recovery import alpha_half, recovery_probability
 from alphasweep.analysis.scaling import LAWS, Law, describe, evaluate
 from alphasweep.analysis.study import Study
@@ -215,7 +215,7 @@ def test_every_figure_can_be_drawn_with_no_text_clipped_or_covered(name: str) ->
 def test_every_figure_can_be_saved(name: str, tmp_path: Path) -> None:
     """A figure becomes a PNG and a PDF, with no warning of a font or a glyph."""
     for what, figure in drawn(name).items():
-        png, pdf = figures.save(figure, tmp_path / what)
+        png, pdf = style.save(figure, tmp_path / what)
         assert png.read_bytes().startswith(b"\x89PNG")
         assert pdf.read_bytes().startswith(b"%PDF")
 
@@ -239,8 +239,8 @@ def test_lazy_data_gives_the_same_figures(tmp_path: Path) -> None:
     whole, lazy = draw(DATA["whole"]), draw(DATA["lazy"])
     for name in whole:
         for one, other in zip(
-            figures.save(whole[name], tmp_path / "whole", figures.FORMATS),
-            figures.save(lazy[name], tmp_path / "lazy", figures.FORMATS),
+            style.save(whole[name], tmp_path / "whole", style.FORMATS),
+            style.save(lazy[name], tmp_path / "lazy", style.FORMATS),
             strict=True,
         ):
             assert one.read_bytes() == other.read_bytes()
@@ -248,7 +248,7 @@ def test_lazy_data_gives_the_same_figures(tmp_path: Path) -> None:
 
 def test_saving_keeps_the_path_and_any_dot_in_it(tmp_path: Path) -> None:
     """The suffix is appended: a dot in the name is no suffix."""
-    paths = figures.save(draw(sweep())["recovery"], tmp_path / "alpha_3.5")
+    paths = style.save(draw(sweep())["recovery"], tmp_path / "alpha_3.5")
     assert [path.name for path in paths] == ["alpha_3.5.png", "alpha_3.5.pdf"]
 
 
