@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from scipy import stats
 from uncertainties import ufloat
 
-from alphasweep.analysis.recovery import NO_SIGNAL, fitted_probability, is_done
+from alphasweep.analysis.hessian_figures import (
+    mechanism,
+    overlap_growth,
+    phase_diagram,
+    spectra,
+    starts,
+)
+from alphasweep.analysis.mechanism import SMALL_OVERLAP
+from alphasweep.analysis.recovery import NO_SIGNAL, fitted_probability
 from alphasweep.analysis.scaling import LAWS, evaluate
 from alphasweep.analysis.study import Study
 from alphasweep.analysis.style import (
@@ -29,7 +37,6 @@ from alphasweep.analysis.style import (
     LAW_LOOKS,
     ORANGE,
     PAGE,
-    SMALL_OVERLAP,
     STYLE,
     TIGHT,
     colors,
@@ -338,7 +345,7 @@ def one_run(
         If `alpha`, `N` or `seed` is not a value of the sweep.
     """
     figure, axes = panels(2, 2, PAGE, 4.3)
-    ds, cell = study.ds, _choose_run(study, {"alpha": alpha, "N": N, "seed": seed})
+    ds, cell = study.ds, study.run_that_tells({"alpha": alpha, "N": N, "seed": seed})
     if cell is None:
         return empty(figure, axes, "no cell that was asked for is done")
     run = ds.sel(cell).isel(start=0)
@@ -374,6 +381,11 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
     "alpha_half_in_time": alpha_half_in_time,
     "recovery_time": recovery_time_against_N,
     "one_run": one_run,
+    "phase_diagram": phase_diagram,
+    "mechanism": mechanism,
+    "overlap_growth": overlap_growth,
+    "spectra": spectra,
+    "starts": starts,
 }
 
 
@@ -435,45 +447,6 @@ def _mark_threshold(axis: Axes, threshold: float) -> None:
         color=ORANGE,
         ha=side,
     )
-
-
-def _choose_run(study: Study, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """Pick the cell that tells the story best among those that agree with what was asked."""
-    ds, probability = study.ds, study.probability["probability"]
-    for name, value in asked.items():
-        if value is not None and value not in ds[name].values:
-            held = ", ".join(f"{v:g}" for v in ds[name].values)
-            raise ValueError(f"{name} must be a value of the sweep, one of {held}; got {value}.")
-    fixed = {name: [value] for name, value in asked.items() if value is not None}
-    chosen = ds.sel(fixed)
-    first = chosen.isel(start=0)
-    small = abs(first["overlap"]) <= SMALL_OVERLAP
-    alive = first["outlier"].notnull()
-    merit = xr.Dataset(
-        {
-            "done": is_done(chosen),
-            "probed": _is_probed(chosen),
-            "large": chosen["N"],
-            "recovered": first["recovered"] == 1,
-            "typical": (
-                probability.sel({k: v for k, v in fixed.items() if k != "seed"}) - 0.7
-            ).pipe(np.abs)
-            <= 0.2 + 1e-9,
-            "dies": alive.isel(time=0, drop=True) & (small & ~alive).any("time"),
-        }
-    )
-    table = merit.to_dataframe(dim_order=["alpha", "N", "seed"]).query("done")
-    if table.empty:
-        return None
-    best = table.sort_values(list(merit.data_vars), ascending=False, kind="stable").index[0]
-    return dict(zip(("alpha", "N", "seed"), best, strict=True))
-
-
-def _is_probed(ds: xr.Dataset) -> xr.DataArray:
-    if "lambda_min" not in ds:
-        return xr.zeros_like(ds["status"], dtype=bool)
-    probed: xr.DataArray = ds["lambda_min"].notnull().any(["time", "mode"])
-    return probed
 
 
 def _draw_overlap(

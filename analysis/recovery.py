@@ -14,7 +14,7 @@ no undecided run recovers and its value if all do. Cells whose status is not don
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools.sm_exceptions import ModelWarning
 
 from alphasweep.kernels.instance import ONE_A_START
+from alphasweep.kernels.loss import Loss
 from alphasweep.kernels.problem import LOSSES
 from alphasweep.kernels.rates import recorded_unit
 
@@ -125,6 +126,12 @@ def descent_of(ds: xr.Dataset) -> dict[str, Any]:
     ValueError
         If there is no such attribute, as where datasets were combined without attributes.
     """
+    read = sweep_of(ds)
+    return {**_BEFORE, **read["descent"], **read.get("problem", {})}
+
+
+def sweep_of(ds: xr.Dataset) -> dict[str, Any]:
+    """Return a dataset's attribute ``sweep``, the document of its sweep file; as `descent_of`."""
     sweep = ds.attrs.get("sweep")
     if sweep is None:
         raise ValueError(
@@ -132,7 +139,13 @@ def descent_of(ds: xr.Dataset) -> dict[str, Any]:
             "ds.attrs = xr.open_zarr(STORE).attrs gives it back."
         )
     read: dict[str, Any] = json.loads(sweep) if isinstance(sweep, str) else sweep
-    return {**_BEFORE, **read["descent"], **read.get("problem", {})}
+    return read
+
+
+def loss_of_sweep(settings: Mapping[str, Any]) -> Loss:
+    """Return the loss that `descent_of` names, with its parameters."""
+    kind = LOSSES[settings["loss"]]
+    return kind(**{field.name: settings[field.name] for field in fields(kind)})
 
 
 def has_no_signal(ds: xr.Dataset) -> bool:
@@ -622,9 +635,7 @@ def _on_grid(ds: xr.Dataset, time: float) -> float:
         return time
     rate = settings["learning_rate"]
     if rate == "auto":
-        kind = LOSSES[settings["loss"]]
-        loss = kind(**{field.name: settings[field.name] for field in fields(kind)})
-        rate = recorded_unit(loss, settings["t_max"])
+        rate = recorded_unit(loss_of_sweep(settings), settings["t_max"])
     return float(rate * round(time / rate))
 
 

@@ -5,13 +5,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from alphasweep.analysis import recovery, scaling, times
-from alphasweep.analysis.thresholds import threshold_of, too_large
+from alphasweep.analysis import mechanism, recovery, scaling, times, transition
+from alphasweep.analysis.threshold_states import (
+    NoThresholdStateError,
+    ThresholdState,
+    threshold_at_bbp,
+    threshold_state,
+)
+from alphasweep.analysis.thresholds import GAUSSIAN, threshold_of, too_large
+from alphasweep.analysis.transition import sem
+from alphasweep.kernels.loss import Loss
 
 #: The first of the times, each twice the one before, at which P and alpha_half are looked at.
 FIRST_TIME = 30.0
+
+_SOME = np.linspace(0.0, 3.0, 7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +127,128 @@ class Study:
         return threshold_of(self.descent)
 
     @cached_property
+    def loss(self) -> Loss:
+        """The loss, with its parameters."""
+        return recovery.loss_of_sweep(self.descent)
+
+    @cached_property
+    def threshold_at_bbp(self) -> ThresholdState | None:
+        """The 1RSB threshold states at alpha_BBP_TS; None where there are none."""
+        if self.descent["sensing"] not in GAUSSIAN or not np.ptp(self.loss.second(_SOME, _SOME[0])):
+            return None
+        try:
+            return threshold_at_bbp(self.loss)
+        except NoThresholdStateError:
+            return None
+
+    @cached_property
+    def bbp_in_time(self) -> xr.Dataset:
+        """alpha_BBP(t) of runs without a signal, (N, time); `analysis.transition`."""
+        return transition.alpha_bbp_in_time(self.ds)
+
+    @cached_property
+    def bbp_limit(self) -> dict[str, Any]:
+        """alpha_BBP(t -> infinity) at the largest N, see `analysis.transition.limit`."""
+        at = self.bbp_in_time["by_seed"].isel(N=-1).transpose("seed", "time")
+        return transition.limit(at["time"].values, at.values)
+
+    @cached_property
+    def null_energies(self) -> xr.Dataset:
+        """Mean energy at the largest N, (alpha, time), at up to four alphas of which there is more.
+
+        With the ``threshold_energy`` of the 1RSB states of each alpha, NaN where there are none;
+        and ``limit`` and ``limit_error`` of t -> infinity, see `analysis.transition.limit`.
+        """
+        done = recovery.is_done(self.ds)
+        at = self.ds["energy"].where(done).isel(N=-1).mean("start").load()
+        at = at.dropna("alpha", how="all")
+        largest = at["alpha"].values[at["alpha"].values >= at["alpha"].values.max() / 2]
+        places = np.unique(np.linspace(0, len(largest) - 1, 4).round().astype(int))
+        at = at.sel(alpha=largest[places]).transpose("alpha", "seed", "time")
+        states, limits = [], []
+        for alpha in at["alpha"].values:
+            try:
+                states.append(threshold_state(float(alpha), self.loss).energy)
+            except NoThresholdStateError:
+                states.append(math.nan)
+            limits.append(transition.limit(at["time"].values, at.sel(alpha=alpha).values))
+        return xr.Dataset(
+            {
+                "energy": at.mean("seed"),
+                "threshold_energy": ("alpha", states),
+                "limit": ("alpha", [one["value"] for one in limits]),
+                "limit_error": ("alpha", [one["error"] for one in limits]),
+            },
+            attrs={"N": int(self.ds["N"][-1])},
+        )
+
+    @cached_property
+    def escapes(self) -> xr.Dataset:
+        """When runs escaped, and when their outlier was gone, see `analysis.mechanism.escapes`."""
+        return mechanism.escapes(self.ds)
+
+    @cached_property
+    def overlap_growth(self) -> xr.Dataset:
+        """Growth of the overlap, (alpha, N, time), see `analysis.mechanism.overlap_growth`."""
+        return mechanism.overlap_growth(self.ds)
+
+    @cached_property
+    def start_overlaps(self) -> xr.Dataset:
+        """Mean squared overlap of the starts, (alpha, N), with its error over matrices."""
+        ds = recovery.matrix_by_matrix(self.ds)
+        at = (ds["overlap"].isel(time=0, drop=True) ** 2).where(recovery.is_done(ds)).mean("start")
+        return xr.Dataset({"squared": at.mean("seed"), "standard_error": sem(at)}).load()
+
+    def run_that_tells(self, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """Pick the cell whose first start tells most.
+
+        Parameters
+        ----------
+        asked
+            Values of alpha, N or seed that it must have; None for any.
+
+        Returns
+        -------
+        dict or None
+            Its alpha, N and seed: of a probed cell, if there is one, at the largest N, where the
+            outlier dies on the way, the run recovers, and P(recovery) is between 0.5 and 0.9, in
+            this order. None where none is done.
+
+        Raises
+        ------
+        ValueError
+            If a value is not one of the sweep.
+        """
+        ds, probability = self.ds, self.probability["probability"]
+        for name, value in asked.items():
+            if value is not None and value not in ds[name].values:
+                held = ", ".join(f"{v:g}" for v in ds[name].values)
+                raise ValueError(
+                    f"{name} must be a value of the sweep, one of {held}; got {value}."
+                )
+        fixed = {name: [value] for name, value in asked.items() if value is not None}
+        chosen = ds.sel(fixed)
+        first = chosen.isel(start=0)
+        small = abs(first["overlap"]) <= mechanism.SMALL_OVERLAP
+        alive = first["outlier"].notnull()
+        typical = probability.sel({k: v for k, v in fixed.items() if k != "seed"}) - 0.7
+        merit = xr.Dataset(
+            {
+                "done": recovery.is_done(chosen),
+                "probed": _is_probed(chosen),
+                "large": chosen["N"],
+                "dies": alive.isel(time=0, drop=True) & (small & ~alive).any("time"),
+                "recovered": first["recovered"] == 1,
+                "typical": abs(typical) <= 0.2 + 1e-9,
+            }
+        )
+        table = merit.to_dataframe(dim_order=["alpha", "N", "seed"]).query("done")
+        if table.empty:
+            return None
+        best = table.sort_values(list(merit.data_vars), ascending=False, kind="stable").index[0]
+        return dict(zip(("alpha", "N", "seed"), best, strict=True))
+
+    @cached_property
     def unstable(self) -> str:
         """A sentence on runs that diverged, if they are more than 1 %, with what to do; or ""."""
         diverged, runs = (int(self.outcomes[name].sum()) for name in ("diverged", "runs"))
@@ -139,7 +272,10 @@ class Study:
     def describe(self) -> str:
         """Say in a few lines what the sweep tells of alpha_half(N), or holds without a signal."""
         if not self.has_signal:
-            return recovery.describe_null(self.ds)
+            lines = [recovery.describe_null(self.ds)]
+            if self.bbp_in_time["alpha_bbp"].notnull().any():
+                lines.append(self._describe_transition())
+            return "\n".join(lines)
         lines = [scaling.describe(self.laws)]
         if self.threshold is not None:
             text = f"outlier at the random start from alpha_BBP_init = {self.threshold:.4f}"
@@ -147,4 +283,60 @@ class Study:
         if len(self.times) > 1:
             lines.append(scaling.describe_slopes(self.laws_in_time))
         lines += filter(None, [times.describe(self.growth)])
+        lines += filter(None, [mechanism.describe(self.escapes, self.half)])
         return "\n".join(lines)
+
+    def _describe_transition(self) -> str:
+        """Say what alpha_BBP(t) is, and what the threshold states are next to it."""
+        found = self.bbp_in_time
+        lines = ["alpha_BBP(t), above which the Hessian has an outlier at time t:"]
+        for N in found["N"].values:
+            known = found.sel(N=N).dropna("time", subset=["alpha_bbp"])
+            if not known.sizes["time"]:
+                lines.append(f"  N = {N}: no transition lies between the alphas of the sweep.")
+                continue
+            asked = [0.0, 1.0, 10.0, 100.0, float(known["time"][-1])]
+            at = known.sel(time=sorted(set(asked)), method="nearest").drop_duplicates("time")
+            columns = (at[name].values for name in ("alpha_bbp", "standard_error", "time"))
+            told = (f"{v:.2f}±{e:.2f} at t = {t:.3g}" for v, e, t in zip(*columns, strict=True))
+            lines.append(f"  N = {N}: {', '.join(told)}.")
+        end = self.bbp_limit
+        if end["note"]:
+            lines.append(f"  its limit is not known: {end['note']}.")
+        else:
+            lines.append(
+                f"  t -> infinity at the largest N: {end['value']:.2f}±{end['error']:.2f}, by "
+                f"alpha + c t^-{end['power']:.2f} from t = {end['since']:.3g} on; the error is of "
+                "the matrices and of the times that are fitted, not of the law."
+            )
+        if self.threshold is not None:
+            lines.append(f"  theory at t = 0: alpha_BBP_init = {self.threshold:.4f}.")
+        if self.threshold_at_bbp is not None:
+            state = self.threshold_at_bbp.alpha
+            away = "" if end["note"] else f", {state - end['value']:+.2f} from that limit"
+            lines.append(
+                f"  1RSB threshold states: alpha_BBP_TS = {state:.4f}{away}; they approximate "
+                "where the descent ends."
+            )
+        for alpha in self.null_energies["alpha"].values[-1:]:
+            one = self.null_energies.sel(alpha=alpha)
+            energy, last = float(one["threshold_energy"]), float(one["energy"][-1])
+            if not math.isnan(energy):
+                limit = float(one["limit"])
+                further = (
+                    ""
+                    if math.isnan(limit)
+                    else (f", extrapolated {limit:.4f}±{float(one['limit_error']):.4f}")
+                )
+                lines.append(
+                    f"  energy at alpha = {alpha:g}: {last:.4f} at the last time{further}; "
+                    f"of the 1RSB states {energy:.4f}."
+                )
+        return "\n".join(lines)
+
+
+def _is_probed(ds: xr.Dataset) -> xr.DataArray:
+    if "lambda_min" not in ds:
+        return xr.zeros_like(ds["status"], dtype=bool)
+    probed: xr.DataArray = ds["lambda_min"].notnull().any(["time", "mode"])
+    return probed

@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 #: Widths of one and of two columns of a physics journal, in inches.
 COLUMN, PAGE = 3.4, 7.0
 
-#: The large-N spectrum assumes a small overlap; beyond this it is not drawn.
-SMALL_OVERLAP = 0.3
-
 #: Needed while a figure is made and while it is written, whatever the user's matplotlibrc says:
 #: the labels are for Matplotlib's own mathematics, without LaTeX.
 NEEDED: dict[Any, Any] = {

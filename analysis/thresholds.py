@@ -8,12 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from alphasweep.analysis.recovery import loss_of_sweep
 from alphasweep.kernels import rates
 from alphasweep.kernels.loss import IntensityLoss, Loss
 
 #: Distance of the nodes in log z. The error falls like exp(-const/STEP), whatever ``a`` is:
 #: 2e-8 at 0.2, 2e-11 at 0.15, below 1e-12 at 0.1.
 STEP = 0.1
+
+#: Sensings whose law is that of a matrix with Gaussian entries.
+GAUSSIAN = ("gaussian", "revealed", "auto")
 
 
 def loss_of(loss: Loss | float) -> Loss:
@@ -108,11 +112,13 @@ def threshold_of(settings: Mapping[str, Any]) -> float | None:
     Parameters
     ----------
     settings
-        What `analysis.recovery.descent_of` returned. The threshold is known for the intensity
-        loss, Gaussian sensing and uniform starts.
+        What `analysis.recovery.descent_of` returned. The threshold is known for every loss,
+        Gaussian sensing, held or revealed, and uniform starts.
     """
-    kinds = tuple(settings[key] for key in ("loss", "sensing", "start"))
-    return alpha_bbp_init(settings["a"]) if kinds == ("intensity", "gaussian", "uniform") else None
+    if settings["start"] != "uniform" or settings["sensing"] not in GAUSSIAN:
+        return None
+    found = alpha_bbp_init(loss_of_sweep(settings))
+    return found if math.isfinite(found) else None
 
 
 def too_large(settings: Mapping[str, Any], *, N: int, alpha: float) -> str:
@@ -121,11 +127,11 @@ def too_large(settings: Mapping[str, Any], *, N: int, alpha: float) -> str:
     Parameters
     ----------
     settings
-        What `analysis.recovery.descent_of` returned. The start is known where `threshold_of` is.
+        What `analysis.recovery.descent_of` returned. The start is known where it is uniform.
     N, alpha
         The smallest alpha and the largest N of a sweep have the largest eigenvalue.
     """
     rate = settings["learning_rate"]
-    if threshold_of(settings) is None:
+    if settings["start"] != "uniform" or settings["sensing"] not in GAUSSIAN:
         return f"learning_rate = {rate:g} is too large: lower it"
-    return rates.too_large(IntensityLoss(settings["a"]), rate, alpha, N)
+    return rates.too_large(loss_of_sweep(settings), rate, alpha, N)

@@ -63,7 +63,7 @@ def sweep(
             "lambda_min": ((*CELL, "time", "mode"), np.ones((*shape[:3], 1, 1)) * probes),
         },
         coords={"alpha": ALPHA, "N": N, "seed": np.arange(seeds), "time": TIME, "mode": [0, 1]},
-        attrs={"sweep": {"descent": {**DESCENT, "a": a}}},
+        attrs={"sweep": {"root_seed": 0, "descent": {**DESCENT, "a": a}}},
     )
     for name in ("alpha", "N"):
         ds[name].attrs = {"long_name": name, "units": "1"}
