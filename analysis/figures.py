@@ -51,6 +51,7 @@ from alphasweep.analysis.style import (
     sideways,
     tick_at,
     time_axis,
+    why_empty,
     widened,
 )
 from alphasweep.analysis.times import shown
@@ -404,20 +405,26 @@ def draw(
     folder
         Where; it is made if it is not there.
     names
-        Of `FIGURES`; all of them if None.
+        Of `FIGURES`; if None all of them that have something to show.
     formats
         Of `FORMATS`.
 
     Returns
     -------
     dict of str
-        Why a figure could not be drawn or written, by its name; empty if all were.
+        Why a figure could not be drawn or written, by its name; also why one that was named has
+        nothing to show. Empty if all is well.
     """
     problems = {}
     for name in FIGURES if names is None else names:
         try:
+            figure = FIGURES[name](study)
+            if why := why_empty(figure):
+                if names is not None:
+                    problems[name] = " ".join(why.split())
+                continue
             folder.mkdir(parents=True, exist_ok=True)
-            save(FIGURES[name](study), folder / name, formats)
+            save(figure, folder / name, formats)
         except Exception as error:  # of a law, Matplotlib, its user's settings, fonts, a disk
             problems[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return problems

@@ -122,7 +122,13 @@ def empty(figure: Figure, axes: Sequence[Axes], *lines: str) -> Figure:
     width = round(figure.get_figwidth() * 14)
     text = "\n".join(fill(line, width) for line in ("Nothing to draw:", *lines))
     figure.text(0.5, 0.5, text, ha="center", va="center")
+    figure.set_label(text)
     return figure
+
+
+def why_empty(figure: Figure) -> str:
+    """What `empty` said of a figure; "" of one that shows something."""
+    return str(figure.get_label())
 
 
 def notes(half: xr.Dataset) -> list[str]:

@@ -419,6 +419,31 @@ def figure(
     _end_if(problems)
 
 
+@app.command()
+def compare(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE STORE...", help="Two or more.")],
+    out: Annotated[
+        Path, typer.Option(help="The figure: a path ending in .png, .pdf or .svg.")
+    ] = Path("comparison.png"),
+) -> None:
+    """Compare sweeps with other starts, losses, methods or a: alpha_half(N) and P(recovery)."""
+    if len(stores) < 2 or len({path.stem for path in stores}) < len(stores):
+        _fail(
+            f"STORE must be two stores or more of different names; got {', '.join(map(str, stores))}."
+        )
+    with _reported_errors():
+        studies = {path.stem: _study(Store(path)) for path in stores}
+        from alphasweep.analysis import comparison
+        from alphasweep.analysis.style import FORMATS, save
+
+        kind = out.suffix.removeprefix(".")
+        if kind not in FORMATS:
+            _fail(f"--out must end in .{', .'.join(FORMATS)}; got {out}.")
+        say(comparison.describe(comparison.compare(studies)))
+        (drawn,) = save(comparison.comparison(studies), out.with_suffix(""), [kind])
+        say(f"Figure: {drawn}")
+
+
 @app.command("open")
 def open_(store: StoreArgument) -> None:
     """Print the dataset, and the line of Python that loads it."""
@@ -551,7 +576,7 @@ def _draw(
     if unknown := [word for word in formats if word not in FORMATS]:
         return [f"--format must be one of {', '.join(FORMATS)}; got {', '.join(unknown)}."]
     named = dict[str, list[str]]()
-    for name, why in draw(study, folder, names or FIGURES, formats or ("png", "pdf")).items():
+    for name, why in draw(study, folder, names or None, formats or ("png", "pdf")).items():
         named.setdefault(why, []).append(name)
     if not named:
         say(f"Figures: {folder}")
