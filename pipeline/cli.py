@@ -428,9 +428,8 @@ def compare(
 ) -> None:
     """Compare sweeps with other starts, losses, methods or a: alpha_half(N) and P(recovery)."""
     if len(stores) < 2 or len({path.stem for path in stores}) < len(stores):
-        _fail(
-            f"STORE must be two stores or more of different names; got {', '.join(map(str, stores))}."
-        )
+        got = ", ".join(map(str, stores))
+        _fail(f"STORE must be two stores or more of different names; got {got}.")
     with _reported_errors():
         studies = {path.stem: _study(Store(path)) for path in stores}
         from alphasweep.analysis import comparison
