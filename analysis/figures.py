@@ -39,6 +39,7 @@ from alphasweep.analysis.style import (
     PAGE,
     STYLE,
     TIGHT,
+    apart,
     colors,
     columns,
     empty,
@@ -328,8 +329,7 @@ def one_run(
     study
         Of any sweep.
     alpha, N, seed
-        The cell; what is None is chosen. A probed cell is preferred, then the largest N, a run
-        that recovered, P(recovery) between 0.5 and 0.9, and an outlier that dies on the way.
+        The cell; what is None is chosen, see `Study.run_that_tells`.
 
     Returns
     -------
@@ -337,8 +337,8 @@ def one_run(
         One page wide, of the cell's first start, the one that is probed. Theory is the large-N
         spectrum from the labels, drawn while abs(m) <= 0.3, where it holds; the last panel shows
         the same eigenvalues as distances from its edge. A dotted line marks the first recorded
-        time without an outlier. The time axis is linear from 0 to the first recorded time after
-        it, and logarithmic from there.
+        time without an outlier. Time is logarithmic; t = 0 stands beside it. Markers in the first
+        panel are the overlap of the lowest eigenvector with the signal.
 
     Raises
     ------
@@ -350,7 +350,7 @@ def one_run(
     if cell is None:
         return empty(figure, axes, "no cell that was asked for is done")
     run = ds.sel(cell).isel(start=0)
-    names = [v for v in (*_SERIES, "lambda_min") if v in run]
+    names = [v for v in (*_SERIES, "lambda_min", "signal_overlap") if v in run]
     run = run[[*names, "recovered", "recovery_time"]].load()
     run = run.isel(time=run["overlap"].notnull().values)
     if not run.sizes["time"]:
@@ -358,7 +358,9 @@ def one_run(
 
     time, overlap = run["time"].values, np.abs(run["overlap"].values)
     _draw_overlap(axes[0], time, overlap, cell["N"])
-    axes[1].plot(time, run["energy"].values, color=BLUE, marker=".", markersize=2.5)
+    if "signal_overlap" in run:
+        _draw_eigenvector(axes[0], run["signal_overlap"].isel(mode=0).dropna("time"))
+    axes[1].plot(*apart(time, run["energy"].values), color=BLUE, marker=".", markersize=2.5)
     axes[1].set_ylabel(r"energy $E$")
     _draw_spectrum(axes, run.assign(small=("time", overlap <= SMALL_OVERLAP)))
     for axis in axes[1], axes[3]:
@@ -461,7 +463,7 @@ def _draw_overlap(
 ) -> None:
     """Draw abs(m), with the size that it has at a random start."""
     typical = 1 / math.sqrt(N)
-    axis.plot(time, overlap, color=BLUE, marker=".", markersize=2.5)
+    axis.plot(*apart(time, overlap), color=BLUE, marker=".", markersize=2.5)
     axis.axhline(typical, color=GREY, linewidth=0.6, linestyle=":")
     axis.annotate(
         r"$1/\sqrt{N}$",
@@ -478,6 +480,24 @@ def _draw_overlap(
     axis.set_ylabel(r"overlap $|m|$")
 
 
+def _draw_eigenvector(axis: Axes, squared: xr.DataArray) -> None:
+    """Mark the overlap of the lowest eigenvector with the signal, from its square."""
+    if not squared.size:
+        return
+    value = np.sqrt(squared.values)
+    axis.plot(squared["time"].values, value, color="black", marker="o", markersize=2.5, ls="none")
+    low = min(float(axis.get_ylim()[0]), float(value.min()) / 1.5)
+    axis.set_ylim(max(low, 1e-4), 2.5)
+    axis.annotate(
+        "markers: lowest eigenvector",
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(4, -3),
+        textcoords="offset points",
+        va="top",
+    )
+
+
 def _draw_spectrum(axes: Sequence[Axes], run: xr.Dataset) -> None:
     """Draw the lowest eigenvalues as markers over edge and outlier of the theory.
 
@@ -488,8 +508,8 @@ def _draw_spectrum(axes: Sequence[Axes], run: xr.Dataset) -> None:
     edge, outlier = (run[name].where(run["small"]) for name in ("bulk_edge", "outlier"))
     probes = run["lambda_min"].dropna("time", how="all") if "lambda_min" in run else None
     for axis, origin in zip(axes[-2:], (xr.zeros_like(edge), edge), strict=True):
-        axis.plot(time, (edge - origin).values, color=BLUE, label="bulk edge")
-        axis.plot(time, (outlier - origin).values, color=ORANGE, ls="--", label="outlier")
+        axis.plot(*apart(time, (edge - origin).values), color=BLUE, label="bulk edge")
+        axis.plot(*apart(time, (outlier - origin).values), color=ORANGE, ls="--", label="outlier")
         if probes is None:
             continue
         for k, mode in enumerate(probes["mode"].values):

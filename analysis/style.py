@@ -187,6 +187,13 @@ def tick_at(axis: Axes, N: NDArray[np.integer[Any]]) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
+def apart(time: NDArray[np.floating[Any]], values: Any) -> tuple[Any, Any]:
+    """Time and values with a gap after t = 0, which a logarithmic axis shows beside it."""
+    if len(time) < 2 or time[0] > 0:
+        return time, values
+    return np.insert(time, 1, time[1] / 2), np.insert(np.asarray(values, dtype=float), 1, np.nan)
+
+
 def time_axis(axis: Axes, time: NDArray[np.floating[Any]]) -> None:
     """Show t = 0 on a logarithmic axis: linear up to the first time after it."""
     positive = time[time > 0]

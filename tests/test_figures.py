@@ -2,6 +2,7 @@
 
 import functools
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def sweep(
             "bulk_edge": (RUN, over_time * edge),
             "outlier": (RUN, over_time * np.where(TIME < 3, edge - 0.1, np.nan)),
             "lambda_min": ((*CELL, "time", "mode"), np.ones((*shape[:3], 1, 1)) * probes),
+            "signal_overlap": (
+                (*CELL, "time", "mode"),
+                np.where(np.isnan(probes), np.nan, np.ones((*shape[:3], 1, 1)) * [0.36, 0.04]),
+            ),
         },
         coords={"alpha": ALPHA, "N": N, "seed": np.arange(seeds), "time": TIME, "mode": [0, 1]},
         attrs={"sweep": {"root_seed": 0, "descent": {**DESCENT, "a": a}}},
@@ -171,6 +176,15 @@ def texts(figure: Figure) -> list[Text]:
                 for tick in *scale.get_major_ticks(), *scale.get_minor_ticks():
                     found += [tick.label1] if low <= tick.get_loc() <= high else []
     return [t for t in found if t.get_visible() and t.get_text().strip()]
+
+
+def with_something_to_show(ds: xr.Dataset) -> set[str]:
+    """Names of the figures that are written of a sweep: those that are not empty, or raise."""
+    study, found = Study(ds), set[str]()
+    for name, make in figures.FIGURES.items():
+        with suppress(LookupError):
+            found |= set() if style.why_empty(make(study)) else {name}
+    return found
 
 
 def words(figure: Figure) -> str:
@@ -464,15 +478,24 @@ def test_the_story_shows_the_run_and_its_theory() -> None:
     ds = sweep()
     overlap, spectrum, energy, gap = figures.one_run(Study(ds), alpha=3.0, N=256, seed=2).axes
     run = ds.sel(alpha=3.0, N=256, seed=2).isel(start=0)
-    np.testing.assert_allclose(overlap.lines[0].get_ydata(), -run["overlap"])
-    np.testing.assert_allclose(energy.lines[0].get_ydata(), run["energy"])
+    without_gap = [*range(1), *range(2, TIME.size + 1)]
+
+    def values(shown: Line2D) -> np.ndarray:
+        """What a line shows; t = 0 is not joined to what is on the logarithmic axis."""
+        found = np.asarray(shown.get_ydata())
+        assert np.isnan(found[1])
+        return found[without_gap]
+
+    np.testing.assert_allclose(values(overlap.lines[0]), -run["overlap"])
+    np.testing.assert_allclose(values(energy.lines[0]), run["energy"])
+    assert any(np.array_equal(np.unique(item.get_ydata()), [0.6]) for item in overlap.lines)
     small = TIME < 30
-    edge = line(spectrum, "bulk edge").get_ydata()
+    edge = values(line(spectrum, "bulk edge"))
     np.testing.assert_allclose(edge[small], run["bulk_edge"][small])
     assert np.isnan(edge[~small]).all()
     alive = TIME < 3
-    np.testing.assert_allclose(line(spectrum, "outlier").get_ydata()[alive], run["outlier"][alive])
-    np.testing.assert_allclose(line(gap, "outlier").get_ydata()[alive], -0.1)
+    np.testing.assert_allclose(values(line(spectrum, "outlier"))[alive], run["outlier"][alive])
+    np.testing.assert_allclose(values(line(gap, "outlier"))[alive], -0.1)
     for k, label in enumerate(("lowest eigenvalue", "next lowest")):
         probes = run["lambda_min"].sel(time=PROBED, mode=k)
         np.testing.assert_allclose(
@@ -587,7 +610,10 @@ def test_another_figure_is_one_more_entry(monkeypatch: pytest.MonkeyPatch, tmp_p
     problems = figures.draw(Study(sweep()), tmp_path / "new" / "folder", formats=["svg"])
     assert problems == {"no_picture": "LookupError: planted in a figure"}
     drawn = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
-    assert drawn == {f"{name}.svg" for name in figures.FIGURES if name != "no_picture"}
+    assert drawn == {f"{name}.svg" for name in with_something_to_show(sweep())}
+    asked = figures.draw(Study(sweep()), tmp_path / "new", ["phase_diagram", "grid"], ["svg"])
+    assert list(asked) == ["phase_diagram"]
+    assert "Nothing to draw: the sweep has a signal" in asked["phase_diagram"]
 
 
 def test_a_study_computes_each_result_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,20 +110,24 @@ def test_spectral_starts_see_the_signal_from_their_threshold_on() -> None:
 
 @pytest.mark.parametrize(("a", "alpha"), [(0.01, 4.0), (1.0, 2.0), (5.0, 5.0)])
 def test_the_exact_law_is_the_limit_of_labels(a: float, alpha: float) -> None:
-    """Edge, outlier and overlap of 400,000 drawn labels are those of the law, to their spread."""
+    """Edge, outlier and overlap of 20 times 400,000 drawn labels are those of the law.
+
+    To four standard errors of their mean.
+    """
     rng = np.random.default_rng(0)
     loss, rows = IntensityLoss(a), []
-    for _ in range(6):
+    for _ in range(20):
         y_hat, y = rng.standard_normal((400_000, 1)), np.abs(rng.standard_normal(400_000))
         mu = (loss.prime(y_hat, y[:, None]) * y_hat).mean(axis=0)
         found = spectrum(y_hat, y, loss=loss, N=round(400_000 / alpha), mu=mu)
         rows.append([found.bulk_edge[0], found.outlier[0], found.outlier_overlap[0]])
     exact = initial_hessian(alpha, loss)
     expected = [exact.edge, exact.outlier, exact.overlap]
-    spread = np.std(rows, axis=0)
+    error = np.std(rows, axis=0) / math.sqrt(20)
     # A hard edge is approached slowly by labels, whose largest t is below the supremum.
     off = abs(np.mean(rows, axis=0) - expected)
-    assert np.all(off < 4 * spread + [1e-3 * abs(exact.edge), 1e-4, 1e-4])
+    slowly = 0.03 if a > 1.2 else 1e-3 * abs(exact.edge)
+    assert np.all(off < 4 * error + [slowly, 1e-4, 1e-4])
 
 
 @pytest.mark.parametrize("loss", [QuarticLoss(), AmplitudeLoss()], ids=str)

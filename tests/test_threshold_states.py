@@ -87,6 +87,14 @@ def test_the_outlier_of_the_threshold_is_at_the_edge() -> None:
     assert state.alpha == alpha_bbp_ts(0.3)
 
 
+@pytest.mark.parametrize("a", [1.0, 10.0, 1e3])
+def test_the_number_of_nodes_does_not_matter(a: float) -> None:
+    """Also where chi > 1 / sup(-ell'') = 1/4, and q is singular at one label."""
+    coarse, fine = (threshold_at_bbp(a, step=step) for step in (0.15, 0.08))
+    assert (fine.chi > 0.25) == (a > 5)
+    assert coarse.alpha == pytest.approx(fine.alpha, rel=1e-6)
+
+
 def test_the_density_of_threshold_states_begins_at_zero() -> None:
     """They are marginal: the edge of the Riemannian Hessian's bulk is 0, and all lies above."""
     density = threshold_state(7.0, 1.0).density()

@@ -73,6 +73,7 @@ def test_cells_that_are_not_done_are_left_out() -> None:
     assert outlier_share(ds).isel(alpha=5, seed=2).isnull().all()
     found = alpha_bbp_in_time(ds).isel(N=0)
     np.testing.assert_allclose(found["alpha_bbp"], 2.5, atol=0.06)
+    assert float(found["share"].sel(alpha=3.55, method="nearest").isel(time=0)) == 1
 
 
 @pytest.mark.parametrize("power", [0.3, 0.6, 1.0])
