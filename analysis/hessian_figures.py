@@ -185,9 +185,9 @@ def mechanism(study: Study) -> Figure:
     if not escaped["recovered"].any():
         return empty(figure, axes, "no run that is done recovered")
     N = int(growth["N"][-1])
-    known = growth.sel(N=N).dropna("alpha", subset=["growth"], how="all")
-    if not known.sizes["alpha"] or known.sizes["time"] < 2:
-        return empty(figure, axes, f"no run that is done at N = {N} was recorded on its way")
+    known = _while_small(growth.sel(N=N))
+    if not known.sizes["alpha"]:
+        return empty(figure, axes, f"no run that is done at N = {N} was recorded at {_SMALL}")
     alphas = _spread(known["alpha"].values, 4)
     for alpha, color in zip(alphas, colors(len(alphas)), strict=True):
         line = known.sel(alpha=alpha)
@@ -219,6 +219,15 @@ def mechanism(study: Study) -> Figure:
     _draw_escapes(axes[2], escaped.sel(N=N), alphas)
     _draw_ways_out(axes[3], study)
     return figure
+
+
+_SMALL = f"overlaps below {SMALL_OVERLAP:g} on its way"
+
+
+def _while_small(growth: xr.Dataset) -> xr.Dataset:
+    """The alphas at which the median overlap is small at two recorded times after the start."""
+    some = (growth["median"] <= SMALL_OVERLAP) & (growth["time"] > 0) & (growth["growth"] > 0)
+    return growth.isel(alpha=(some.sum("time") > 1).values)
 
 
 def _spread(values: Any, count: int) -> list[float]:
@@ -459,9 +468,10 @@ def overlap_growth(study: Study) -> Figure:
     if not study.has_signal:
         return empty(figure, [axis], NO_SIGNAL)
     growth = study.overlap_growth
-    known = growth.dropna("alpha", subset=["growth"], how="all")
-    if not known.sizes["alpha"] or known.sizes["time"] < 2:
-        return empty(figure, [axis], "no run that is done was recorded on its way")
+    known = _while_small(growth.isel(N=-1)).drop_vars("N")
+    if not known.sizes["alpha"]:
+        return empty(figure, [axis], f"no run that is done was recorded at {_SMALL}")
+    known = growth.sel(alpha=known["alpha"])
     sizes, alphas = known["N"].values, _spread(known["alpha"].values, 4)
     dashes = ["-", "--", "-.", ":", (0, (1, 3))]
     for alpha, color in zip(alphas, colors(len(alphas)), strict=True):

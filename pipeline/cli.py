@@ -577,7 +577,7 @@ def _draw(
     named = dict[str, list[str]]()
     for name, why in draw(study, folder, names or None, formats or ("png", "pdf")).items():
         named.setdefault(why, []).append(name)
-    if not named:
+    if not named and folder.is_dir():  # which is made for the first figure that shows something
         say(f"Figures: {folder}")
     return [
         f"not every figure could be saved in {folder}: {', '.join(names)}: {why}."
