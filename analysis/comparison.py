@@ -47,10 +47,8 @@ def compare(studies: Mapping[str, Study]) -> xr.Dataset:
     first = found.isel(sweep=0, drop=True)
     error = (found["standard_error"] ** 2 + first["standard_error"] ** 2) ** 0.5
     difference = found["alpha_half"] - first["alpha_half"]
-    is_first = found["sweep"] == found["sweep"][0]
-    return found.assign(
-        difference=difference.where(~is_first), difference_error=error.where(~is_first)
-    )
+    others = xr.DataArray(np.arange(len(studies)) > 0, dims="sweep")
+    return found.assign(difference=difference.where(others), difference_error=error.where(others))
 
 
 def describe(compared: xr.Dataset) -> str:

@@ -269,6 +269,8 @@ def _draw_ways_out(axis: Axes, study: Study) -> None:
     for N, color, marker in zip(sizes, colors(len(sizes)), markers(len(sizes)), strict=True):
         line = shares.sel(N=N)
         line = line.isel(alpha=(line["recovered"] >= 5).values)
+        if not line.sizes["alpha"]:
+            continue
         share = line["before"].values
         reach = np.nan_to_num(_REACH * line["standard_error"].values)
         axis.errorbar(
@@ -284,7 +286,8 @@ def _draw_ways_out(axis: Axes, study: Study) -> None:
     axis.set_ylim(-0.04, 1.04)
     axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")
     axis.set_ylabel("recovered, escaped before")
-    axis.legend(loc="best", ncols=1 + len(sizes) // 5)
+    if axis.containers:
+        axis.legend(loc="best", ncols=1 + len(sizes) // 5)
 
 
 @STYLE

@@ -131,7 +131,8 @@ def threshold_state(alpha: float, loss: Loss | float, *, step: float = STEP) -> 
     ValueError
         If alpha or `a` is not positive and finite.
     NoThresholdStateError
-        If no beginning leads to a solution; at small alpha there is none with an energy.
+        If no beginning leads to a solution; at small alpha there is none with an energy. Also if
+        ell'' falls anywhere as y_hat grows.
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha must be positive and finite; got {alpha}")
@@ -224,6 +225,12 @@ class _Means:
     def __init__(self, loss: Loss, step: float) -> None:
         self._z, self._weight = half_normal(step)
         self.loss, self._step, self._h = loss, step, self._z[None, :]
+        curved = loss.second(self._z[None, :], self._z[:, None])
+        if np.any(np.diff(curved, axis=1) < -1e-9 * np.abs(curved).max()):
+            raise NoThresholdStateError(
+                f"ell'' must not fall with y_hat > 0, so that every sample has one minimum; that "
+                f"of {loss} does"
+            )
 
     def law(self, chi: float, s: float) -> tuple[Array, Array, Array]:
         """Y (y, 1), x (y, h) and probability (y, h)."""

@@ -150,14 +150,23 @@ class Fleet:
             await asyncio.sleep(0.1)
 
     async def _has_ended(self, worker: str) -> bool:
-        said = await self.client.run(_has_ended, workers=[worker], on_error="return")
-        return said.get(worker) is True
+        said = await self.client.run(_never_begun, workers=[worker], on_error="return")
+        there, held = self.scheduler.workers.get(worker), said.get(worker)
+        # What it finished may still be on its way here, where it is in hand until then.
+        return (
+            there is not None
+            and isinstance(held, set)
+            and all(str(task.key) in held for task in there.processing)
+        )
 
 
-def _has_ended(dask_worker: Worker) -> bool:
-    """Say, on a worker, whether it was told to begin nothing more, and computes nothing."""
+def _never_begun(dask_worker: Worker) -> set[str] | None:
+    """Say, on a worker, which tasks it holds and will not begin; None while it may, or computes."""
     told = dask_worker.status is Status.closing_gracefully
-    return told and not dask_worker.state.all_running_tasks
+    if not told or dask_worker.state.all_running_tasks:
+        return None
+    tasks = dask_worker.state.tasks.values()
+    return {str(task.key) for task in tasks if task.state == "ready"}
 
 
 class QueueFleet(Fleet):

@@ -200,11 +200,11 @@ def test_a_second_loss_runs_a_sweep(welsch: dict[str, Any], store: Store, tmp_pa
     settings = descent_of(ds)
     assert (settings["loss"], settings["b"]) == ("welsch", 0.7)
     study = Study(ds)
-    assert study.threshold is None
-    assert "BBP" not in study.describe()
+    assert study.threshold == alpha_bbp_init(loss)
+    assert study.threshold_at_bbp is None
+    assert f"alpha_BBP_init = {study.threshold:.4f}" in study.describe()
     drawn = [make(study) for make in FIGURES.values()]
     told = [t.get_text() for f in drawn for t in f.findobj(lambda o: hasattr(o, "get_text"))]
-    assert not any("BBP" in text for text in told)
     assert any("welsch" in text for text in told)
 
 

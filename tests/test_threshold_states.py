@@ -15,6 +15,7 @@ from alphasweep.analysis.threshold_states import (
 )
 from alphasweep.analysis.thresholds import alpha_bbp_init
 from alphasweep.kernels.loss import AmplitudeLoss, Array, IntensityLoss, Loss, QuarticLoss
+from tests.losses import Welsch
 
 
 @pytest.mark.parametrize(("a", "expected"), [(0.01, 4.4361), (1.0, 7.0940)])
@@ -129,6 +130,8 @@ def test_what_has_no_solution_says_what_was_tried() -> None:
     """Where energies are zero no state is marginal; wrong input is refused in words."""
     with pytest.raises(NoThresholdStateError, match=r"alpha = 0\.5.*none was found from chi, s ="):
         threshold_state(0.5, 1.0)
+    with pytest.raises(NoThresholdStateError, match=r"must not fall with y_hat > 0.*Welsch"):
+        threshold_at_bbp(Welsch(0.7))
     with pytest.raises(ValueError, match="alpha must be positive and finite; got -1"):
         threshold_state(-1, 1.0)
     with pytest.raises(ValueError, match="a, the loss's regulariser, must be positive"):
