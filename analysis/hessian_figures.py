@@ -276,7 +276,7 @@ def _draw_ways_out(axis: Axes, study: Study) -> None:
         axis.errorbar(
             line["alpha"].values,
             share,
-            yerr=[np.minimum(reach, share), np.minimum(reach, 1 - share)],
+            yerr=np.array([np.minimum(reach, share), np.minimum(reach, 1 - share)]),
             color=color,
             marker=marker,
             elinewidth=0.7,
