@@ -122,7 +122,7 @@ def comparison(studies: Mapping[str, Study]) -> Figure:
             curve = fitted_probability(study.half.sel(N=[N]), grid)[0]
             axis.plot(grid, curve, color=color, linestyle=_LINES[k % len(_LINES)])
         axis.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":")
-        axis.annotate(rf"$N = {N}$", (0.03, 0.95), xycoords="axes fraction", ha="left", va="top")
+        axis.annotate(rf"$N = {N}$", (0.97, 0.07), xycoords="axes fraction", ha="right")
         axis.set_ylim(-0.04, 1.04)
     for axis in axes[max(0, len(sizes) - columns) : len(sizes)]:
         axis.set_xlabel(r"signal-to-noise ratio $\alpha = M/N$")

@@ -189,8 +189,8 @@ def describe(escaped: xr.Dataset, half: xr.Dataset) -> str:
     lines = []
     for N in half["N"].values:
         middle = float(half["alpha_half"].sel(N=N))
-        if math.isnan(middle):
-            continue
+        if math.isnan(middle) or not (escaped["door"].sel(N=N) != 0).any():
+            continue  # there was never an outlier, as with the amplitude loss
         at = shares.sel(N=N).sel(alpha=middle, method="nearest")
         number = int(at["recovered"])
         if not number:

@@ -28,10 +28,11 @@ def optimal(y: Array, alpha: float) -> Array:
     """Weights ``(y^2 - 1) / (y^2 + sqrt(2 alpha) - 1)`` of samples with labels y.
 
     Their leading eigenvector sees the signal from the smallest alpha that any weights allow, 1/2
-    (Mondelli and Montanari, Found. Comput. Math. 19, 703 (2019), for real signals).
+    (Mondelli and Montanari, Found. Comput. Math. 19, 703 (2019), for real signals). Near 1/2 and
+    below, where they would diverge, the last part of the denominator is 0.01.
     """
     y2 = np.square(y.astype(np.float64))
-    return np.asarray((y2 - 1) / (y2 + np.sqrt(2 * alpha) - 1))
+    return np.asarray((y2 - 1) / (y2 + max(np.sqrt(2 * alpha) - 1, 0.01)))
 
 
 def trimmed(y: Array, alpha: float) -> Array:

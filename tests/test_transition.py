@@ -139,6 +139,8 @@ def test_no_outlier_at_the_start_is_a_door_that_was_never_open() -> None:
     found = escapes(ds).isel(alpha=0, N=0, seed=0)
     assert found["door"].values[0] == 0
     assert float(ways_out(escapes(ds))["before"].item()) == 0
+    half = xr.Dataset({"alpha_half": ("N", [3.1])}, coords={"N": [100]})
+    assert describe(escapes(ds), half) == ""
     ds["overlap"][:] = 0.5
     assert np.all(escapes(ds)["escape"].values == 0)
     assert SMALL_OVERLAP == 0.3
