@@ -74,7 +74,8 @@ def phase_diagram(study: Study) -> Figure:
     if found["alpha_bbp"].isnull().all():
         return empty(figure, axes, "no transition lies between the alphas of the sweep")
     left, right = axes
-    largest = found["share"].isel(N=-1).dropna("alpha", how="all").dropna("time", how="all")
+    largest = found["share"].sel(N=study.largest)
+    largest = largest.dropna("alpha", how="all").dropna("time", how="all")
     time = largest["time"].values
     mesh = left.pcolormesh(
         time,
@@ -174,8 +175,8 @@ def mechanism(study: Study) -> Figure:
         against the outlier integrated over time (dotted: what it is if all of the overlap grew
         along the outlier's eigenvector); crosses mark the median time at which the outlier was
         gone. Below, for the largest N, the time of escape of each run that recovered against that
-        at which its outlier was gone (on the line: it escaped before); and the share of the runs
-        that recovered which had escaped before, by N.
+        at which its outlier was gone (on the line: it escaped before; at 0.001: there was none at
+        the start); and the share of the runs that recovered which had escaped before, by N.
     """
     figure = Figure(figsize=(PAGE, 5.0), layout="constrained")
     axes = list(figure.subplots(2, 2).ravel())
@@ -184,7 +185,7 @@ def mechanism(study: Study) -> Figure:
     escaped, growth = study.escapes, study.overlap_growth
     if not escaped["recovered"].any():
         return empty(figure, axes, "no run that is done recovered")
-    N = int(growth["N"][-1])
+    N = study.largest
     known = _while_small(growth.sel(N=N))
     if not known.sizes["alpha"]:
         return empty(figure, axes, f"no run that is done at N = {N} was recorded at {_SMALL}")
@@ -471,7 +472,7 @@ def overlap_growth(study: Study) -> Figure:
     if not study.has_signal:
         return empty(figure, [axis], NO_SIGNAL)
     growth = study.overlap_growth
-    known = _while_small(growth.isel(N=-1)).drop_vars("N")
+    known = _while_small(growth.sel(N=study.largest)).drop_vars("N")
     if not known.sizes["alpha"]:
         return empty(figure, [axis], f"no run that is done was recorded at {_SMALL}")
     known = growth.sel(alpha=known["alpha"])

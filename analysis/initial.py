@@ -97,7 +97,8 @@ def start_overlap(
         )
     # The weights of "trimmed" jump.
     y, p = _up_to(TRIMMED_AT) if kind == "trimmed" else half_normal(step)
-    return _top(WEIGHTS[kind](y, alpha), y, p, alpha, 1.0 if kind == "spectral" else 9.0).overlap
+    sup = TRIMMED_AT**2 if kind == "trimmed" else 1.0
+    return _top(WEIGHTS[kind](y, alpha), y, p, alpha, sup).overlap
 
 
 def _up_to(end: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

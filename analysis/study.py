@@ -22,8 +22,6 @@ from alphasweep.kernels.loss import Loss
 #: The first of the times, each twice the one before, at which P and alpha_half are looked at.
 FIRST_TIME = 30.0
 
-_SOME = np.linspace(0.0, 3.0, 7)
-
 
 @dataclass(frozen=True, eq=False)
 class Study:
@@ -134,7 +132,7 @@ class Study:
     @cached_property
     def threshold_at_bbp(self) -> ThresholdState | None:
         """The 1RSB threshold states at alpha_BBP_TS; None where there are none."""
-        if self.descent["sensing"] not in GAUSSIAN or not np.ptp(self.loss.second(_SOME, _SOME[0])):
+        if self.descent["sensing"] not in GAUSSIAN:
             return None
         try:
             return threshold_at_bbp(self.loss)
@@ -147,20 +145,27 @@ class Study:
         return transition.alpha_bbp_in_time(self.ds)
 
     @cached_property
+    def largest(self) -> int:
+        """The largest N at which a cell is done; the smallest N where none is."""
+        done = recovery.is_done(self.ds).any(["alpha", "seed"]).values
+        sizes = self.ds["N"].values
+        return int(sizes[done].max(initial=sizes.min()))
+
+    @cached_property
     def bbp_limit(self) -> dict[str, Any]:
-        """alpha_BBP(t -> infinity) at the largest N, see `analysis.transition.limit`."""
-        at = self.bbp_in_time["by_seed"].isel(N=-1).transpose("seed", "time")
+        """alpha_BBP(t -> infinity) at the `largest` N, see `analysis.transition.limit`."""
+        at = self.bbp_in_time["by_seed"].sel(N=self.largest).transpose("seed", "time")
         return transition.limit(at["time"].values, at.values)
 
     @cached_property
     def null_energies(self) -> xr.Dataset:
-        """Mean energy at the largest N, (alpha, time), at up to four alphas of which there is more.
+        """Mean energy at the `largest` N, (alpha, time), at up to four of the larger alphas.
 
         With the ``threshold_energy`` of the 1RSB states of each alpha, NaN where there are none;
         and ``limit`` and ``limit_error`` of t -> infinity, see `analysis.transition.limit`.
         """
         done = recovery.is_done(self.ds)
-        at = self.ds["energy"].where(done).isel(N=-1).mean("start").load()
+        at = self.ds["energy"].where(done).sel(N=self.largest).mean("start").load()
         at = at.dropna("alpha", how="all")
         largest = at["alpha"].values[at["alpha"].values >= at["alpha"].values.max() / 2]
         places = np.unique(np.linspace(0, len(largest) - 1, 4).round().astype(int))
@@ -179,7 +184,7 @@ class Study:
                 "limit": ("alpha", [one["value"] for one in limits]),
                 "limit_error": ("alpha", [one["error"] for one in limits]),
             },
-            attrs={"N": int(self.ds["N"][-1])},
+            attrs={"N": self.largest},
         )
 
     @cached_property

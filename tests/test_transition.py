@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from alphasweep.analysis.hessian_figures import phase_diagram
 from alphasweep.analysis.mechanism import SMALL_OVERLAP, describe, escapes, overlap_growth, ways_out
 from alphasweep.analysis.study import Study
+from alphasweep.analysis.style import why_empty
 from alphasweep.analysis.transition import alpha_bbp_in_time, limit, outlier_share
 
 TIME = np.array([0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
@@ -157,6 +159,24 @@ def test_growth_of_the_overlap_is_that_of_the_median_and_its_pull_an_integral() 
     pull = np.append(0, np.cumsum((rate[1:] + rate[:-1]) / 2 * np.diff(TIME)))
     # The first run has ended by t = 30, but its last overlap counts on.
     np.testing.assert_allclose(found["pull"], pull)
+
+
+def test_a_null_sweep_whose_largest_N_is_missing_is_described_by_the_others() -> None:
+    """As after a run that was stopped, or whose largest cells failed: figure and sentences."""
+    at = 5 - 3 * np.exp(-TIME) + 0.1 * np.random.default_rng(1).standard_normal((6, 1))
+    small = crossings(at, np.arange(1.0, 8.0, 0.25))
+    missing = small.assign_coords(N=[200]).assign(status=small["status"] * 0)
+    ds = xr.concat([small, missing], "N")
+    ds["final_energy"] = ds["energy"].isel(time=-1)
+    problem = {"loss": "amplitude", "signal": "null", "sensing": "gaussian", "start": "uniform"}
+    ds.attrs["sweep"] = {"root_seed": 0, "descent": {"t_max": 30.0}, "problem": problem}
+    study = Study(ds)
+    assert study.largest == 100
+    assert study.threshold_at_bbp is None  # of a loss whose Hessian knows nothing of labels
+    text = study.describe()
+    assert "N = 100: 2.0" in text
+    assert "N = 200: no transition" in text
+    assert why_empty(phase_diagram(study)) == ""
 
 
 def test_a_null_sweep_is_described_by_its_transition() -> None:
